@@ -1,0 +1,1 @@
+"""The ASGI edge: what HTTP clients meet. No business rules, no tables."""

@@ -1,0 +1,1 @@
+"""What we keep and what we promise. Knows no HTTP and no broker."""

@@ -1,0 +1,1 @@
+"""One file per resource. Nothing else is edited to add one."""

@@ -1,0 +1,111 @@
+"""Every setting, read once at the edge from ``WAYBILL_*`` and ``.env``. Nothing else reads the environment."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.errors import ConfigurationError
+
+MEMORY_BROKER = "memory://"
+
+
+class Settings(BaseSettings):
+    """The platform's settings. Each field is the environment variable ``WAYBILL_<NAME>``.
+
+    URLs left empty mean "not set": ``waybill up`` then starts that server itself.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="WAYBILL_", extra="ignore", frozen=True)
+
+    database_url: str = Field("", description="postgresql://user:password@host:port/database")
+    broker_url: str = Field("", description="amqp://user:password@host:port/vhost, or memory://")
+    redis_url: str = Field("", description="redis://host:port/0; empty: no cache, limits per process")
+    broker_api_url: str = Field("", description="RabbitMQ's management API, for Flower")
+    data_dir: Path = Field(Path(".waybill"), description="where servers, keys and run files are kept")
+    api_host: str = Field("127.0.0.1", description="address the API binds")
+    api_port: int = Field(8000, ge=0, le=65535, description="port the API binds")
+    flower_port: int = Field(5555, ge=0, le=65535, description="port Flower binds on loopback")
+    worker_concurrency: int = Field(2, ge=1, le=256, description="processes (or threads) of one worker")
+    admin_email: str = Field("admin@waybill.local", description="the first admin")
+    admin_password: SecretStr | None = Field(None, description="else generated and shown once")
+    jwt_keys: SecretStr | None = Field(None, description="a JWK set (JSON); the first key signs")
+    rate_limits: Literal["on", "off"] = Field("on", description="off for load tests")
+    callback_allow_private: bool = Field(False, description="development: http and private addresses")
+    amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="JSON object: broker user -> email"
+    )
+    resources: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated importable modules, each with a RESOURCE"
+    )
+    migrations: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="comma-separated folders with migrations of your own resources"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias=AliasChoices("WAYBILL_LOG_LEVEL", "log_level")
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _psycopg_scheme(cls, url: str) -> str:
+        for scheme in ("postgresql+psycopg://", "postgresql://", "postgres://"):
+            if url.startswith(scheme):
+                return "postgresql+psycopg://" + url.removeprefix(scheme)
+        if url:
+            raise ValueError("must begin with postgresql:// or postgresql+psycopg://")
+        return url
+
+    @field_validator("broker_url")
+    @classmethod
+    def _amqp_scheme(cls, url: str) -> str:
+        if url and not url.startswith(("amqp://", "amqps://", "pyamqp://", MEMORY_BROKER)):
+            raise ValueError("must begin with amqp:// or amqps://, or be memory://")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, url: str) -> str:
+        if url and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
+    @field_validator("amqp_principals", mode="before")
+    @classmethod
+    def _json_object(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("resources", "migrations", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @property
+    def has_broker(self) -> bool:
+        """Whether a real broker is named; without one Celery runs on ``memory://`` in one process."""
+        return bool(self.broker_url) and not self.broker_url.startswith(MEMORY_BROKER)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings: arguments, then the environment, then ``.env``, then what a running ``up`` wrote.
+
+    ``$WAYBILL_DATA_DIR/run/waybill.env`` names the servers that ``waybill up`` started, so that
+    ``waybill jobs`` in a second shell finds them.
+
+    Raises:
+        ConfigurationError: One line that names the variable and what is wrong with it.
+    """
+    try:
+        probe = Settings(_env_file=".env", **overrides)
+        run_file = probe.data_dir / "run" / "waybill.env"
+        files = [path for path in (run_file, Path(".env")) if path.is_file()]
+        return Settings(_env_file=files, **overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper().removeprefix("WAYBILL_") if first["loc"] else "?"
+        raise ConfigurationError(f"WAYBILL_{name}: {first['msg']}") from error
+    except PermissionError as error:
+        raise ConfigurationError(f"cannot read {error.filename}: check its owner and mode") from error

@@ -1,0 +1,188 @@
+"""The platform's own tables (Core). Resources bring theirs in ``resources/``; migrations make them all.
+
+Tables live in PostgreSQL schema ``waybill``, found through the search path.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Sequence,
+    String,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+from models.job import JobState
+from models.principals import Role
+
+SCHEMA = "waybill"
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "idx_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "chk_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+job_sequence = Sequence("job_sequence", metadata=metadata)
+
+
+def _one_of(column: str, values: type[JobState] | type[Role] | tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+_NOW = func.now()
+_ID = UUID(as_uuid=True)
+_TIME = DateTime(timezone=True)
+_IS_OPEN = text("state IN ('queued', 'retrying')")
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("email", String(254), nullable=False, unique=True),
+    Column("password_hash", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("is_disabled", Boolean, nullable=False, server_default=text("false")),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("updated_at", _TIME, nullable=False, server_default=_NOW),
+    CheckConstraint(_one_of("role", Role), name="role"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False, comment="order in its lane"),
+    Column("lane", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("operation", String(16), nullable=False),
+    Column("resource", String(63), nullable=False),
+    Column("resource_id", _ID, nullable=False),
+    Column("principal_id", _ID, nullable=False),
+    Column("door", String(8), nullable=False),
+    Column("priority", String(8), nullable=False),
+    Column("payload", JSON),
+    Column("if_match", BigInteger),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("announcements", Integer, nullable=False, server_default=text("0")),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("announce_at", _TIME, comment="when to announce it next; null once it is final"),
+    Column("run_at", _TIME),
+    Column("expires_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("finished_at", _TIME),
+    Column("version", BigInteger),
+    Column("result", JSON),
+    Column("error", JSONB),
+    Column("request_id", String(128), nullable=False),
+    Column("callback_endpoint_id", _ID),
+    Column("reply_to", Text),
+    Column("correlation_id", Text),
+    Column("traceparent", Text),
+    CheckConstraint(_one_of("state", JobState), name="state"),
+    Index("idx_jobs_principal_id", "principal_id", "id"),
+    Index("idx_jobs_open_lane", "lane", "position", postgresql_where=_IS_OPEN),
+    Index("idx_jobs_announce_at", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
+    Index(
+        "idx_jobs_expires_at",
+        "expires_at",
+        postgresql_where=text("expires_at IS NOT NULL AND announce_at IS NOT NULL"),
+    ),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True),
+    Column("job_id", _ID, nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("at", _TIME, nullable=False),
+    Column("detail", JSONB),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("principal_id", _ID, primary_key=True),
+    Column("door", String(8), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("job_id", _ID, nullable=False),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("resource", String(63), primary_key=True),
+    Column("resource_id", _ID, primary_key=True),
+    Column("version", BigInteger, nullable=False, comment="a re-created id goes on from here"),
+    Column("deleted_at", _TIME, nullable=False, server_default=_NOW),
+)
+
+callback_endpoints = Table(
+    "callback_endpoints",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("owner_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("url", Text, nullable=False),
+    Column("description", Text),
+    Column("events", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("secret", Text, nullable=False),
+    Column("previous_secret", Text),
+    Column("previous_secret_until", _TIME),
+    Column("disabled", Boolean, nullable=False, server_default=text("false")),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("kind", String(16), nullable=False, comment="callback, reply or events"),
+    Column("job_id", _ID, comment="the job of a callback or reply"),
+    Column("sequences", ARRAY(BigInteger), nullable=False, comment="the job events that it announces"),
+    Column("endpoint_id", _ID),
+    Column("reply_to", Text),
+    Column("state", String(16), nullable=False, server_default=text("'pending'")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("announce_at", _TIME, comment="when to try next; null once delivered or given up"),
+    Column("body", LargeBinary, comment="rendered once, identical over retries"),
+    Column("response_status", Integer),
+    Column("error", Text),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("updated_at", _TIME, nullable=False, server_default=_NOW),
+    CheckConstraint(_one_of("kind", ("callback", "reply", "events")), name="kind"),
+    CheckConstraint(_one_of("state", ("pending", "retrying", "delivered", "failed")), name="state"),
+    Index("idx_deliveries_announce_at", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
+    Index("idx_deliveries_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+    Index("idx_deliveries_endpoint_id", "endpoint_id", postgresql_where=text("endpoint_id IS NOT NULL")),
+)
+
+breakers = Table(
+    "breakers",
+    metadata,
+    Column("dependency", String(255), primary_key=True, comment="host:port of a callback receiver"),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("opened_at", _TIME),
+    Column("probe_at", _TIME, comment="set while open: when one real delivery may probe"),
+)

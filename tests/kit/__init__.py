@@ -1,0 +1,1 @@
+"""Fakes, factories and the harness that starts real servers for tests."""
