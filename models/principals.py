@@ -59,7 +59,7 @@ def reach_of(permissions: Permissions, role: Role, action: Action) -> Reach | No
 
 
 def may(permissions: Permissions, principal: Principal, action: Action, owner_id: UUID | None) -> bool:
-    """Whether ``principal`` may ``action`` an instance of ``owner_id`` (its own, where None: not yet made)."""
+    """Whether ``principal`` may ``action`` an instance of ``owner_id`` (None: its own)."""
     reach = reach_of(permissions, principal.role, action)
     if reach is None:
         return False

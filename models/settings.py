@@ -1,4 +1,4 @@
-"""Every setting, read once at the edge from ``WAYBILL_*`` and ``.env``. Nothing else reads the environment."""
+"""Every setting, read once at the edge from ``WAYBILL_*`` and ``.env``; nowhere else."""
 
 import json
 from pathlib import Path

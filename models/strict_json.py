@@ -72,7 +72,7 @@ def parse(body: bytes) -> Any:
         fast = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         fast = None
-        if b"\xef\xbb\xbf" == body[:3]:
+        if body[:3] == b"\xef\xbb\xbf":
             raise Invalid("The body begins with a byte-order mark") from error
     else:
         if _is_vouched_for(body, fast):
