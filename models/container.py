@@ -1,0 +1,92 @@
+"""The composition root: what this process is made of, wired in one place. Make one per process.
+
+Singletons are made when first asked for, so that a command opens only what it uses and a forked
+worker makes its own after the fork. Nothing here is global; inner code gets plain constructor
+arguments.
+"""
+
+from functools import cached_property
+
+from models.callbacks import CallbackEndpoints
+from models.database import Database
+from models.errors import ConfigurationError
+from models.intake import Intake
+from models.keys import derived_key, load_jwk_set
+from models.ledger import Ledger
+from models.registry import Registry, discover
+from models.retry import RetryPolicy
+from models.settings import Settings
+from models.tokens import Tokens
+from models.users import Users
+
+
+class Container:
+    """Singletons of one process.
+
+    Args:
+        settings: Read once, at the edge.
+        role: What this process does; names its connections (``waybill-<role>``).
+        pool_size: Database connections that it may hold.
+    """
+
+    def __init__(self, settings: Settings, *, role: str, pool_size: int = 5) -> None:
+        self.settings = settings
+        self.role = role
+        self._pool_size = pool_size
+
+    @cached_property
+    def database(self) -> Database:
+        """PostgreSQL, the only truth."""
+        if not self.settings.database_url:
+            raise ConfigurationError(
+                "WAYBILL_DATABASE_URL is not set: start the platform with ./deploy/up, or name a PostgreSQL"
+            )
+        return Database(
+            self.settings.database_url,
+            application_name=f"waybill-{self.role}",
+            pool_size=self._pool_size,
+        )
+
+    @cached_property
+    def registry(self) -> Registry:
+        """Every resource that this process serves."""
+        return discover(self.settings.resources)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The only writer of job states."""
+        return Ledger()
+
+    @cached_property
+    def endpoints(self) -> CallbackEndpoints:
+        """Callback endpoints."""
+        return CallbackEndpoints()
+
+    @cached_property
+    def users(self) -> Users:
+        """Who may log in."""
+        return Users()
+
+    @cached_property
+    def intake(self) -> Intake:
+        """Turns submissions into jobs."""
+        return Intake(self.database, self.ledger, self.registry, self.endpoints)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Access tokens."""
+        return Tokens(load_jwk_set(self.settings))
+
+    @cached_property
+    def retry_policy(self) -> RetryPolicy:
+        """What to do about failed attempts."""
+        return RetryPolicy()
+
+    def key(self, purpose: str) -> bytes:
+        """32 secret bytes for one purpose, the same in every process of this installation."""
+        return derived_key(self.settings, purpose)
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        if "database" in self.__dict__:
+            self.database.close()

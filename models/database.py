@@ -1,0 +1,136 @@
+"""PostgreSQL connections: an engine per process, transactions, and foreign errors translated. No queries."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Engine, create_engine, exc
+
+from models.errors import Contention, DatabaseUnavailable
+from models.tables import SCHEMA
+
+_CONTENTION = frozenset({"40001", "40P01", "55P03", "57014", "25P03", "25P04"})
+"""Serialization failure, deadlock, lock not available, and the time-outs that keep lanes from being held."""
+
+
+class Database:
+    """The one way to PostgreSQL. Opens nothing until first used; make one per process, after the fork.
+
+    Args:
+        url: ``postgresql+psycopg://…``.
+        application_name: Shown in ``pg_stat_activity``.
+        pool_size: Connections kept open at most.
+        statement_timeout: No statement may run longer.
+        lock_timeout: No statement may wait longer for a lock.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        application_name: str = "waybill",
+        pool_size: int = 5,
+        statement_timeout: timedelta = timedelta(seconds=30),
+        lock_timeout: timedelta = timedelta(seconds=2),
+    ) -> None:
+        options = {
+            "search_path": f"{SCHEMA},public",
+            "timezone": "UTC",
+            "statement_timeout": int(statement_timeout.total_seconds() * 1000),
+            "lock_timeout": int(lock_timeout.total_seconds() * 1000),
+            "idle_in_transaction_session_timeout": 60_000,
+        }
+        self.url = url
+        self._engine: Engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            json_deserializer=orjson.loads,
+            connect_args={
+                "application_name": application_name,
+                "connect_timeout": 3,
+                "keepalives": 1,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 30_000,
+                "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+            },
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One READ COMMITTED transaction: committed on leaving, rolled back on any error.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL cannot be reached, or the connection was lost. After a
+                loss during COMMIT the outcome is unknown: look the ids up.
+            Contention: Deadlock, lock or statement time-out.
+        """
+        with translated_errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection for single reads, each its own transaction (autocommit)."""
+        with translated_errors(), self._engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def listen(self, channel: str) -> "Any":
+        """A raw psycopg connection that listens on ``channel``; the caller closes it."""
+        with translated_errors():
+            pooled = self._engine.raw_connection()
+            raw = pooled.driver_connection
+            pooled.detach()
+            raw.autocommit = True  # type: ignore[union-attr]
+            raw.execute(f"LISTEN {channel}")  # type: ignore[union-attr]
+            return raw
+
+    @property
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine, for migrations and metrics."""
+        return self._engine
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn lost connections and contention into our own transient errors; let the rest pass."""
+    try:
+        yield
+    except exc.TimeoutError as error:
+        raise DatabaseUnavailable("no database connection became free in time") from error
+    except exc.DBAPIError as error:
+        state = sqlstate(error)
+        if state in _CONTENTION:
+            raise Contention(f"database contention ({state})") from error
+        if error.connection_invalidated or is_connection_loss(state, error):
+            raise DatabaseUnavailable("the database is not reachable") from error
+        raise
+
+
+def array(values: Iterable[object]) -> str:
+    """An array literal of ids or numbers, for ``CAST(:name AS uuid[])``.
+
+    One string costs the driver a fraction of adapting each element of a list.
+    """
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def sqlstate(error: exc.DBAPIError) -> str | None:
+    """The five-character SQLSTATE of a database error; None where the connection never answered."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def is_connection_loss(state: str | None, error: exc.DBAPIError) -> bool:
+    """Whether the server went away, is starting, stopping, full, or never answered."""
+    if state is None:
+        return isinstance(error, exc.OperationalError | exc.InterfaceError)
+    return state.startswith(("08", "57P", "53"))

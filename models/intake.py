@@ -1,0 +1,263 @@
+"""Intake: many submissions become jobs in one transaction, whichever door they came by.
+
+A batch holds requests of different callers, so each gets its own answer: a job, the earlier job of
+its idempotency key, or a refusal. One bad row never takes its neighbours down.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, exc, text
+
+from models.callbacks import CallbackEndpoints
+from models.database import Database
+from models.errors import (
+    DatabaseUnavailable,
+    Invalid,
+    NotFound,
+    PreconditionFailed,
+    Refusal,
+    Unprocessable,
+)
+from models.job import Job, Operation, Submission, to_json
+from models.ledger import Ledger, accepted_job
+from models.registry import Registry, Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The answer to an accepted submission.
+
+    Attributes:
+        is_replay: The job is an earlier one, accepted under the same idempotency key.
+    """
+
+    job: Job
+    is_replay: bool = False
+
+
+Answer = Receipt | Refusal
+Answers = dict[UUID, Answer]
+"""By the submission's own job id."""
+
+_Key = tuple[UUID, str, str | None]
+"""Principal, door and idempotency key."""
+
+
+class Intake:
+    """Accepts batches of submissions.
+
+    Args:
+        database: Where the ledger is.
+        ledger: Writes the jobs.
+        registry: Knows the resources whose instances the submissions are about.
+        endpoints: Knows the callback endpoints that they name.
+        settle_within: How long to look for a batch whose COMMIT was not answered.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        ledger: Ledger,
+        registry: Registry,
+        endpoints: CallbackEndpoints,
+        *,
+        settle_within: timedelta = timedelta(seconds=20),
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._registry = registry
+        self._endpoints = endpoints
+        self._settle_within = settle_within
+
+    def accept(self, batch: Sequence[Submission]) -> list[Answer]:
+        """Accept ``batch`` in its order; one answer for each, at the same place.
+
+        A row that the database will not take is found by halving the batch. A connection lost
+        during COMMIT is settled by looking the ids up, never by guessing.
+
+        Raises:
+            DatabaseUnavailable: Nothing of the batch was accepted.
+            Contention: Nothing of the batch was accepted; it may be tried again.
+        """
+        is_committing = False
+        try:
+            with self._database.transaction() as connection:
+                answers = self._answers(connection, batch)
+                is_committing = True
+        except DatabaseUnavailable:
+            if not is_committing:
+                raise
+            return self._settle(batch)
+        except exc.DBAPIError:
+            if len(batch) == 1:
+                return [Invalid("The database cannot store this document")]
+            middle = len(batch) // 2
+            return self.accept(batch[:middle]) + self.accept(batch[middle:])
+        return [answers[submission.job_id] for submission in batch]
+
+    def _answers(self, connection: Connection, batch: Sequence[Submission]) -> Answers:
+        """Answer everyone: replays first, refusals second, and what is left becomes jobs."""
+        leaders: dict[_Key, Submission] = {}
+        for submission in batch:
+            if submission.idempotency_key is not None:
+                leaders.setdefault(_key_of(submission), submission)
+        fresh = [one for one in batch if leaders.get(_key_of(one), one) is one]
+        answers = self._replays(connection, fresh)
+        fresh = [one for one in fresh if one.job_id not in answers]
+        answers |= self._refusals(connection, fresh)
+        fresh = [one for one in fresh if one.job_id not in answers]
+        lost = self._losers_of_keys(connection, fresh)
+        answers |= self._replays(connection, lost)
+        fresh = [one for one in fresh if one.job_id not in answers]
+        if fresh:
+            added = self._ledger.accept(connection, fresh)
+            answers |= {one.job_id: Receipt(accepted_job(one, added[one.job_id])) for one in fresh}
+        for one in batch:
+            if one.job_id not in answers:
+                answers[one.job_id] = _followed(one, leaders[_key_of(one)], answers)
+        return answers
+
+    # ---- idempotency keys --------------------------------------------------------------
+
+    def _replays(self, connection: Connection, batch: Iterable[Submission]) -> Answers:
+        """Answers to those whose key is known: the earlier job, or 422 where the request differs."""
+        keyed = [one for one in batch if one.idempotency_key is not None]
+        if not keyed:
+            return {}
+        known: dict[_Key, tuple[bytes, UUID]] = {
+            (row[0], row[1], row[2]): (bytes(row[3]), row[4])
+            for row in connection.execute(_KNOWN_KEYS, {"keys": _key_rows(keyed)})
+        }
+        jobs = self._ledger.find(connection, [job_id for _, job_id in known.values()]) if known else {}
+        answers: Answers = {}
+        for one in keyed:
+            if _key_of(one) in known:
+                fingerprint, job_id = known[_key_of(one)]
+                is_same = fingerprint == one.fingerprint and job_id in jobs
+                answers[one.job_id] = Receipt(jobs[job_id], is_replay=True) if is_same else _OTHER_REQUEST
+        return answers
+
+    def _losers_of_keys(self, connection: Connection, batch: Iterable[Submission]) -> list[Submission]:
+        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost."""
+        keyed = sorted((one for one in batch if one.idempotency_key is not None), key=_key_of)
+        if not keyed:
+            return []
+        won = {row[0] for row in connection.execute(_CLAIM_KEYS, {"keys": _key_rows(keyed)})}
+        return [one for one in keyed if one.job_id not in won]
+
+    # ---- what can be refused at once ---------------------------------------------------
+
+    def _refusals(self, connection: Connection, batch: Sequence[Submission]) -> Answers:
+        """Refusals that no later state can lift: foreign or unknown instances, versions passed already."""
+        answers: Answers = {}
+        named = [one for one in batch if one.callback_endpoint_id is not None]
+        if named:
+            owners = self._endpoints.owners(connection, [one.callback_endpoint_id for one in named])
+            for one in named:
+                if owners.get(one.callback_endpoint_id) != one.principal.id:
+                    answers[one.job_id] = Invalid("Waybill-Callback names no enabled endpoint of yours")
+        aimed = [one for one in batch if one.operation is not Operation.CREATE and one.job_id not in answers]
+        if not aimed:
+            return answers
+        # The lanes first, the instances second: a creation that commits in between is then seen
+        # by one of the two. The other way round it would be seen by neither.
+        busy = self._ledger.lanes_in_use(connection, [one.lane for one in aimed])
+        for name in {one.resource for one in aimed}:
+            resource = self._registry[name]
+            here = [one for one in aimed if one.resource == name]
+            heads = resource.repository.heads(connection, [one.resource_id for one in here])
+            for one in here:
+                head = heads.get(one.resource_id)
+                if head is None:
+                    if one.lane not in busy and one.run_at is None:
+                        singular = resource.type.singular
+                        answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
+                elif refusal := _refusal_by(resource, one, head.owner_id, head.version):
+                    answers[one.job_id] = refusal
+        return answers
+
+    # ---- a lost connection -------------------------------------------------------------
+
+    def _settle(self, batch: Sequence[Submission]) -> list[Answer]:
+        """After a COMMIT without an answer: find out. The batch was one transaction, so all or none.
+
+        Raises:
+            DatabaseUnavailable: It was not committed, or the database stayed away.
+        """
+        deadline = time.monotonic() + self._settle_within.total_seconds()
+        while True:
+            try:
+                with self._database.snapshot() as connection:
+                    jobs = self._ledger.find(connection, [one.job_id for one in batch])
+                break
+            except DatabaseUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        if not jobs:
+            raise DatabaseUnavailable("the connection was lost before the commit")
+        rest = [one for one in batch if one.job_id not in jobs]
+        answers: Answers = {job_id: Receipt(job) for job_id, job in jobs.items()}
+        answers |= dict(zip([one.job_id for one in rest], self.accept(rest), strict=True)) if rest else {}
+        return [answers[one.job_id] for one in batch]
+
+
+def _refusal_by(resource: Resource, one: Submission, owner_id: UUID, version: int) -> Refusal | None:
+    try:
+        resource.service.authorize(one.principal, one.operation.action, {"owner_id": owner_id})
+    except Refusal as refusal:
+        return refusal
+    if one.if_match is not None and one.if_match < version:
+        return PreconditionFailed(
+            f"The {resource.type.singular} is at version {version}", current_version=version
+        )
+    return None
+
+
+def _followed(one: Submission, leader: Submission, answers: Answers) -> Answer:
+    """The answer to a submission whose key was first used by ``leader``, in the same batch."""
+    answer = answers[leader.job_id]
+    if isinstance(answer, Receipt):
+        return (
+            Receipt(answer.job, is_replay=True) if one.fingerprint == leader.fingerprint else _OTHER_REQUEST
+        )
+    return answer
+
+
+_OTHER_REQUEST = Unprocessable("This Idempotency-Key was used with another request")
+
+
+def _key_of(one: Submission) -> _Key:
+    return (one.principal.id, str(one.door), one.idempotency_key)
+
+
+def _key_rows(batch: Iterable[Submission]) -> str:
+    rows = [
+        {
+            "principal_id": one.principal.id,
+            "door": one.door,
+            "key": one.idempotency_key,
+            "fingerprint": "\\x" + one.fingerprint.hex(),
+            "job_id": one.job_id,
+        }
+        for one in batch
+    ]
+    return to_json(rows).decode()
+
+
+_KNOWN_KEYS = text("""
+SELECT k.principal_id, k.door, k.key, k.fingerprint, k.job_id
+FROM json_populate_recordset(NULL::idempotency_keys, CAST(:keys AS json)) AS r
+JOIN idempotency_keys AS k USING (principal_id, door, key)
+""")
+
+_CLAIM_KEYS = text("""
+INSERT INTO idempotency_keys (principal_id, door, key, fingerprint, job_id)
+SELECT principal_id, door, key, fingerprint, job_id
+FROM json_populate_recordset(NULL::idempotency_keys, CAST(:keys AS json))
+ON CONFLICT DO NOTHING RETURNING job_id
+""")

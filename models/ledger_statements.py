@@ -1,0 +1,172 @@
+"""The ledger's SQL, one statement a move, in the order of a job's life. Read beside ``ledger.py``.
+
+Sets come in as one JSON document (see ``repository.py``) or as array literals.
+"""
+
+from sqlalchemy import text
+
+CLOCK = text("SELECT clock_timestamp()")
+
+COPIED = (
+    "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent"
+)
+
+ACCEPT = text(f"""
+WITH incoming AS MATERIALIZED (
+    SELECT r.*, nextval('job_sequence') AS n, r.run_at IS NOT NULL AND r.run_at > now() AS is_later
+    FROM json_populate_recordset(NULL::jobs, CAST(:batch AS json)) AS r
+), added AS (
+    INSERT INTO jobs ({COPIED}, sequence, position, state, announce_at)
+    SELECT {COPIED}, n, n,
+           CASE WHEN is_later THEN 'scheduled' ELSE 'queued' END,
+           CASE WHEN is_later THEN run_at ELSE now() + :rescue END
+    FROM incoming
+    RETURNING id, state, sequence, created_at
+), told AS (
+    INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, state, created_at FROM added
+)
+SELECT id, state, sequence, created_at FROM added
+""")
+
+TRY_LANES = text("""
+WITH lanes AS MATERIALIZED (
+    SELECT DISTINCT lane FROM jobs
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('queued', 'retrying')
+    ORDER BY lane
+)
+SELECT lane, pg_try_advisory_xact_lock(lane) FROM lanes
+""")
+
+WAIT_LANE = text("SELECT pg_advisory_xact_lock(:lane)")
+
+OPEN_JOBS = text("""
+SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS text), if_match,
+       attempt, crashes, announcements,
+       state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
+       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at
+FROM jobs
+WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
+ORDER BY position LIMIT :limit
+FOR NO KEY UPDATE
+""")
+
+FINISH = text("""
+WITH outcome AS MATERIALIZED (
+    SELECT o.*, nextval('job_sequence') AS n
+    FROM json_to_recordset(CAST(:outcomes AS json))
+      AS o(id uuid, state text, attempt int, version bigint, result json, error jsonb)
+), done AS (
+    UPDATE jobs AS j
+    SET state = o.state, sequence = o.n, attempt = o.attempt, version = o.version, result = o.result,
+        error = o.error, finished_at = clock_timestamp(), announce_at = NULL
+    FROM outcome AS o
+    WHERE j.id = o.id AND j.state IN ('scheduled', 'queued', 'retrying')
+    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to
+), told AS (
+    INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, state, finished_at FROM done
+), outbox AS (
+    INSERT INTO deliveries (id, kind, job_id, sequences, endpoint_id, reply_to, announce_at)
+    SELECT waybill_uuid7(), 'callback', d.id, ARRAY[d.sequence], e.id, NULL, now()
+    FROM done AS d JOIN callback_endpoints AS e
+      ON e.id = d.callback_endpoint_id
+      OR (e.owner_id = d.principal_id AND 'job.' || d.state = ANY(e.events) AND NOT e.disabled)
+    UNION ALL
+    SELECT waybill_uuid7(), 'reply', d.id, ARRAY[d.sequence], NULL, d.reply_to, now()
+    FROM done AS d WHERE d.reply_to IS NOT NULL
+    UNION ALL
+    SELECT waybill_uuid7(), 'events', NULL, array_agg(d.sequence ORDER BY d.sequence), NULL, NULL, now()
+    FROM done AS d HAVING count(*) > 0
+    RETURNING id
+), awake AS MATERIALIZED (
+    SELECT pg_notify('waybill_jobs', '')
+)
+SELECT (SELECT count(*) FROM done), (SELECT array_agg(id) FROM outbox), (SELECT count(*) FROM awake)
+""")
+
+RETRY_LATER = text("""
+WITH put_off AS (
+    UPDATE jobs
+    SET state = 'retrying', sequence = nextval('job_sequence'), attempt = :attempt,
+        run_at = clock_timestamp() + :delay, announce_at = clock_timestamp() + :delay,
+        announcements = 0, error = CAST(:error AS jsonb)
+    WHERE id = :id AND state IN ('queued', 'retrying')
+    RETURNING id, sequence, error
+), awake AS MATERIALIZED (SELECT pg_notify('waybill_jobs', ''))
+INSERT INTO job_events (sequence, job_id, state, at, detail)
+SELECT sequence, id, 'retrying', clock_timestamp(), error FROM put_off, awake
+""")
+
+PARK = text("""
+UPDATE jobs SET announce_at = clock_timestamp() + :delay
+WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state = 'queued'
+""")
+
+CRASH_ATTEMPT = text("""
+UPDATE jobs SET crashes = crashes + 1 WHERE id = :id AND state IN ('queued', 'retrying') RETURNING crashes
+""")
+
+LOCK_JOB = text("SELECT state, attempt FROM jobs WHERE id = :id FOR NO KEY UPDATE")
+
+REDRIVE = text("""
+WITH revived AS (
+    UPDATE jobs
+    SET state = 'queued', sequence = n.value, position = n.value, attempt = 0, crashes = 0,
+        announcements = 0, run_at = NULL, finished_at = NULL, error = NULL, announce_at = now() + :rescue
+    FROM (SELECT nextval('job_sequence') AS value) AS n
+    WHERE id = :id AND state = 'dead'
+    RETURNING id, sequence
+)
+INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, 'queued', now() FROM revived
+""")
+
+WAKE = text("""
+WITH due AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE state = 'scheduled' AND announce_at <= now()
+    ORDER BY announce_at, id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+), numbered AS MATERIALIZED (
+    SELECT id, nextval('job_sequence') AS n FROM due
+), woken AS (
+    UPDATE jobs AS j SET state = 'queued', sequence = d.n, position = d.n
+    FROM numbered AS d WHERE j.id = d.id AND j.state = 'scheduled'
+    RETURNING j.id, j.sequence
+), awake AS MATERIALIZED (SELECT pg_notify('waybill_jobs', ''))
+INSERT INTO job_events (sequence, job_id, state, at)
+SELECT sequence, id, 'queued', now() FROM woken, awake
+""")
+
+DUE = text("""
+WITH due AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE announce_at <= now() AND state IN ('queued', 'retrying') AND priority = :priority
+    ORDER BY announce_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE jobs AS j SET announce_at = now() + :again, announcements = announcements + 1
+    FROM due WHERE j.id = due.id
+    RETURNING j.id, j.position
+)
+SELECT id FROM claimed ORDER BY position
+""")
+
+LOCK_EXPIRED = text("""
+SELECT id, attempt FROM jobs
+WHERE expires_at <= now() AND announce_at IS NOT NULL
+ORDER BY expires_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+JOB_COLUMNS = (
+    "id, state, operation, resource, resource_id, principal_id, attempt, priority, created_at, run_at, "
+    "finished_at, expires_at, version, CAST(result AS text), error, request_id, sequence"
+)
+
+FIND = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")
+
+LANES_IN_USE = text("""
+SELECT DISTINCT lane FROM jobs WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
+""")
+
+BACKLOG = text("""
+SELECT state, priority, count(*), extract(epoch FROM now() - min(created_at))
+FROM jobs WHERE announce_at IS NOT NULL GROUP BY state, priority
+""")

@@ -1,0 +1,106 @@
+"""Migrations: bring a database to the present schema, tell whether it is, write new revisions."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, inspect, text
+
+from models.errors import ConfigurationError
+from models.tables import SCHEMA, metadata
+
+_HOME = Path(__file__).parent / "migrations"
+_LOCK = 0x5741_5942
+"""Key of the advisory lock that lets one process migrate at a time ("WAYB")."""
+
+
+def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool = False) -> list[str]:
+    """Bring the database to the newest revision. Safe to run from several processes at once.
+
+    Args:
+        engine: Where; its role must own the database, and needs no superuser.
+        folders: Folders with migrations of your own resources.
+        create_tables: Also make the tables of registered resources that no migration has made.
+
+    Returns:
+        Tables of registered resources that are still missing (never any with ``create_tables``).
+    """
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        _default_search_path(connection)
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        command.upgrade(_config(connection, folders), "heads")
+        missing = _missing_tables(connection)
+        if create_tables and missing:
+            metadata.create_all(connection, tables=[metadata.tables[name] for name in missing])
+            missing = []
+    return missing
+
+
+def is_current(connection: Connection, folders: Iterable[Path] = ()) -> bool:
+    """Whether every migration has run and every registered resource has its table."""
+    script = ScriptDirectory.from_config(_config(connection, folders))
+    applied = set(MigrationContext.configure(connection).get_current_heads())
+    return applied == set(script.get_heads()) and not _missing_tables(connection)
+
+
+def write_revision(engine: Engine, message: str, folder: Path) -> Path:
+    """Write a migration for what the registered tables have and the database lacks.
+
+    Args:
+        engine: A database that is at the newest revision.
+        message: Becomes the revision's name.
+        folder: Where to write it; name it in ``WAYBILL_MIGRATIONS``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with engine.begin() as connection:
+        config = _config(connection, [folder])
+        script = ScriptDirectory.from_config(config)
+        own = [item for item in script.walk_revisions() if Path(item.path).parent == folder.resolve()]
+        revision = command.revision(
+            config,
+            message,
+            autogenerate=True,
+            head=own[0].revision if own else "base",
+            splice=not own,
+            version_path=str(folder.resolve()),
+            branch_label=None if own else folder.resolve().parent.name.replace("-", "_") or None,
+            depends_on=None if own else script.get_heads()[0],
+        )
+    if revision is None or isinstance(revision, list):
+        raise ConfigurationError("alembic wrote no revision")
+    return Path(revision.path)
+
+
+def _config(connection: Connection, folders: Iterable[Path]) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_HOME))
+    config.set_main_option("path_separator", "newline")
+    locations = [_HOME / "versions", *(folder.resolve() for folder in folders)]
+    config.set_main_option("version_locations", "\n".join(map(str, locations)))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _missing_tables(connection: Connection) -> list[str]:
+    present = set(inspect(connection).get_table_names(schema=SCHEMA))
+    return [table.name for table in metadata.sorted_tables if table.name not in present]
+
+
+def _default_search_path(connection: Connection) -> None:
+    """Let a plain ``psql`` find the tables; only the database's owner may, so it is asked first."""
+    owns = connection.execute(_OWNS_DATABASE).scalar_one()
+    if owns:
+        name = connection.dialect.identifier_preparer.quote(
+            connection.execute(text("SELECT current_database()")).scalar_one()
+        )
+        connection.execute(text(f"ALTER DATABASE {name} SET search_path = {SCHEMA}, public"))
+
+
+_OWNS_DATABASE = text(
+    "SELECT pg_catalog.pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = current_database()"
+)

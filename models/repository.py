@@ -1,0 +1,210 @@
+"""Instances in their table, in sets: load, insert, update, delete many. No rules, no commit.
+
+A set travels as one JSON document (``jsonb_populate_recordset``): one parameter, one prepared
+statement, whatever the columns' types. Measured against ``unnest`` with arrays it took 5 µs
+of client time a row instead of 45.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+from uuid import UUID
+
+from sqlalchemy import Column, Connection, TextClause, and_, func, or_, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from models.database import array
+from models.job import to_json
+from models.resource_type import ResourceType
+from models.service import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the door needs to know of an instance."""
+
+    owner_id: UUID
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageQuery:
+    """A page of a list.
+
+    Attributes:
+        sort: Column name; ``descending`` says which way. The id breaks ties.
+        after: Sort value and id of the last item of the page before.
+        owner_id: Only this owner's; None for everybody's.
+        search: Literal, case-insensitive substring.
+    """
+
+    limit: int = 20
+    sort: str = "created_at"
+    descending: bool = False
+    after: tuple[Any, UUID] | None = None
+    owner_id: UUID | None = None
+    status: str | None = None
+    search: str | None = None
+
+
+class Repository(Protocol):
+    """Where a resource's instances are kept. Every method works inside the caller's transaction."""
+
+    def load_many(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Row]:
+        """The instances that exist among ``ids``."""
+
+    def heads(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Head]:
+        """Owner and version of those that exist among ``ids``."""
+
+    def insert_many(self, connection: Connection, rows: Sequence[Row]) -> set[UUID]:
+        """Insert; the ids that went in. One that breaks a unique rule stays out, the others do not."""
+
+    def update_many(self, connection: Connection, rows: Sequence[tuple[Row, int]]) -> set[UUID]:
+        """Write rows over those at the expected version; the ids that matched."""
+
+    def delete_many(self, connection: Connection, versions: Mapping[UUID, int]) -> set[UUID]:
+        """Delete those at the expected version and remember it; the ids that matched."""
+
+    def buried_versions(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The last versions of deleted instances among ``ids``."""
+
+    def page(self, connection: Connection, query: PageQuery) -> list[Row]:
+        """One page, in order."""
+
+
+class TableRepository:
+    """A resource's instances in its own PostgreSQL table.
+
+    Args:
+        resource: The declaration that names the table.
+    """
+
+    def __init__(self, resource: ResourceType) -> None:
+        self.resource = resource
+        self.table = resource.table
+        self._names: list[str] = list(self.table.columns.keys())
+
+    def load_many(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Row]:
+        """See :class:`Repository`."""
+        found = connection.execute(self._load, {"ids": array(ids)})
+        rows = (dict(zip(self._names, row, strict=True)) for row in found)
+        return {row["id"]: row for row in rows}
+
+    def heads(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Head]:
+        """See :class:`Repository`."""
+        statement = text(
+            f"SELECT id, owner_id, version FROM {self.table.name} WHERE id = ANY(CAST(:ids AS uuid[]))"
+        )
+        return {row[0]: Head(row[1], row[2]) for row in connection.execute(statement, {"ids": array(ids)})}
+
+    def insert_many(self, connection: Connection, rows: Sequence[Row]) -> set[UUID]:
+        """See :class:`Repository`."""
+        return _ids(connection.execute(self._insert, {"rows": _document(rows)}))
+
+    def update_many(self, connection: Connection, rows: Sequence[tuple[Row, int]]) -> set[UUID]:
+        """See :class:`Repository`."""
+        expected = [{"id": row["id"], "expected": version} for row, version in rows]
+        parameters = {"rows": _document(row for row, _ in rows), "expected": _document(expected)}
+        return _ids(connection.execute(self._update, parameters))
+
+    def delete_many(self, connection: Connection, versions: Mapping[UUID, int]) -> set[UUID]:
+        """See :class:`Repository`."""
+        expected = _document({"id": key, "expected": version} for key, version in versions.items())
+        parameters = {"expected": expected, "resource": self.resource.name}
+        return _ids(connection.execute(self._delete, parameters))
+
+    def buried_versions(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """See :class:`Repository`."""
+        statement = text(
+            "SELECT resource_id, version FROM tombstones "
+            "WHERE resource = :resource AND resource_id = ANY(CAST(:ids AS uuid[]))"
+        )
+        found = connection.execute(statement, {"resource": self.resource.name, "ids": array(ids)})
+        return {row[0]: row[1] for row in found}
+
+    def page(self, connection: Connection, query: PageQuery) -> list[Row]:
+        """See :class:`Repository`. Keyset: the next page costs what the first did."""
+        table, key = self.table, self.table.columns[query.sort]
+        statement = select(table).limit(query.limit)
+        if query.owner_id is not None:
+            statement = statement.where(table.c.owner_id == query.owner_id)
+        if query.status is not None:
+            statement = statement.where(table.c.status == query.status)
+        if query.search is not None:
+            statement = statement.where(or_(*(self._contains(name, query.search) for name in self._searched)))
+        if query.after is not None:
+            value, identifier = query.after
+            beyond = (
+                (key < value, table.c.id < identifier)
+                if query.descending
+                else (key > value, table.c.id > identifier)
+            )
+            statement = statement.where(or_(beyond[0], and_(key == value, beyond[1])))
+        order = (key.desc(), table.c.id.desc()) if query.descending else (key, table.c.id)
+        return [
+            dict(zip(self._names, row, strict=True)) for row in connection.execute(statement.order_by(*order))
+        ]
+
+    @property
+    def _searched(self) -> Iterable[str]:
+        return [name for name in self.resource.searchable if name in self.table.columns]
+
+    def _contains(self, name: str, needle: str) -> Any:
+        return func.lower(self.table.columns[name]).contains(needle.lower(), autoescape=True)
+
+    @cached_property
+    def _load(self) -> TextClause:
+        columns = ", ".join(_quoted(column) for column in self.table.columns)
+        return text(f"SELECT {columns} FROM {self.table.name} WHERE id = ANY(CAST(:ids AS uuid[]))")
+
+    @cached_property
+    def _insert(self) -> TextClause:
+        columns = ", ".join(_quoted(column) for column in self.table.columns)
+        values = ", ".join(_value(column) for column in self.table.columns)
+        return text(
+            f"INSERT INTO {self.table.name} ({columns}) SELECT {values} "
+            f"FROM jsonb_populate_recordset(NULL::{self.table.name}, CAST(:rows AS jsonb)) AS r "
+            "ON CONFLICT DO NOTHING RETURNING id"
+        )
+
+    @cached_property
+    def _update(self) -> TextClause:
+        kept = ("id", "owner_id", "created_at")
+        changes = ", ".join(f"{_quoted(c)} = {_value(c)}" for c in self.table.columns if c.name not in kept)
+        return text(
+            f"UPDATE {self.table.name} AS t SET {changes} "
+            f"FROM jsonb_populate_recordset(NULL::{self.table.name}, CAST(:rows AS jsonb)) AS r "
+            "JOIN jsonb_to_recordset(CAST(:expected AS jsonb)) AS e(id uuid, expected bigint) ON e.id = r.id "
+            "WHERE t.id = r.id AND t.version = e.expected RETURNING t.id"
+        )
+
+    @cached_property
+    def _delete(self) -> TextClause:
+        return text(
+            f"WITH gone AS (DELETE FROM {self.table.name} AS t "
+            "USING jsonb_to_recordset(CAST(:expected AS jsonb)) AS e(id uuid, expected bigint) "
+            "WHERE t.id = e.id AND t.version = e.expected RETURNING t.id, t.version), "
+            "buried AS (INSERT INTO tombstones (resource, resource_id, version) "
+            "SELECT :resource, id, version + 1 FROM gone ON CONFLICT (resource, resource_id) "
+            "DO UPDATE SET version = excluded.version, deleted_at = now()) SELECT id FROM gone"
+        )
+
+
+def _document(rows: Iterable[Mapping[str, Any]]) -> str:
+    return to_json([dict(row) for row in rows]).decode()
+
+
+def _ids(result: Iterable[Any]) -> set[UUID]:
+    return {row[0] for row in result}
+
+
+def _quoted(column: Column[Any]) -> str:
+    return f'"{column.name}"'
+
+
+def _value(column: Column[Any]) -> str:
+    """The column out of the record; JSON's null is a value where the column does not take SQL's."""
+    if isinstance(column.type, JSONB) and not column.nullable:
+        return f"COALESCE(r.{_quoted(column)}, 'null'::jsonb)"
+    return f"r.{_quoted(column)}"

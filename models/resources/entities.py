@@ -1,0 +1,151 @@
+"""Entities: the built-in resource, with a status that moves one way."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, Field, JsonValue, field_validator
+from sqlalchemy import (
+    TIMESTAMP,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.schema import conv
+
+from models.errors import Conflict
+from models.resource_type import ResourceType, resource_table
+from models.schema import Schema
+from models.service import ResourceService, Row
+from models.tables import metadata
+
+
+class Status(StrEnum):
+    """Where an entity stands."""
+
+    DRAFT = "DRAFT"
+    ACTIVE = "ACTIVE"
+    INACTIVE = "INACTIVE"
+    ARCHIVED = "ARCHIVED"
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.DRAFT: frozenset({Status.ACTIVE, Status.ARCHIVED}),
+    Status.ACTIVE: frozenset({Status.INACTIVE, Status.ARCHIVED}),
+    Status.INACTIVE: frozenset({Status.ACTIVE, Status.ARCHIVED}),
+    Status.ARCHIVED: frozenset(),
+}
+"""Which status may follow which; staying is always allowed."""
+
+TABLE = resource_table(
+    "entities",
+    Column("name", String(255), nullable=False),
+    Column("description", Text),
+    Column("status", String(16), nullable=False, server_default=text("'DRAFT'")),
+    Column("metadata", JSONB),
+    CheckConstraint(f"status IN ({', '.join(repr(str(s)) for s in Status)})", name=conv("chk_status")),
+)
+Index("idx_entities_status", TABLE.c.status)
+Index("idx_entities_created_at", TABLE.c.created_at.desc())
+Index("idx_entities_name", func.lower(TABLE.c.name))
+
+RELATED = Table(
+    "related_entities",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column(
+        "entity_id",
+        Uuid,
+        ForeignKey(TABLE.c.id, ondelete="CASCADE", name="fk_related_entity"),
+        nullable=False,
+    ),
+    Column("type", String(50), nullable=False),
+    Column("value", JSONB, nullable=False),
+    Column("sort_order", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", TIMESTAMP(timezone=True), nullable=False, server_default=func.now()),
+    Index("idx_related_entity_id", "entity_id"),
+)
+
+
+def _clean_name(name: str) -> str:
+    if not name.strip():
+        raise ValueError("must not be blank")
+    if not name.isprintable():
+        raise ValueError("must not hold control characters")
+    return name
+
+
+class EntityUpdate(Schema):
+    """Body of a PUT; what a PATCH must lead to."""
+
+    name: str = Field(min_length=1, max_length=255, examples=["Ada's order"])
+    description: str | None = Field(None, max_length=10_000)
+    status: Status = Status.DRAFT
+    metadata: dict[str, JsonValue] | None = None
+
+    _name = field_validator("name")(_clean_name)
+
+
+class EntityCreate(EntityUpdate):
+    """Body of a POST."""
+
+    @field_validator("status")
+    @classmethod
+    def _not_archived(cls, status: Status) -> Status:
+        if status is Status.ARCHIVED:
+            raise ValueError("a new entity is DRAFT, ACTIVE or INACTIVE")
+        return status
+
+
+class EntityRead(Schema):
+    """What callers see."""
+
+    id: UUID
+    name: str
+    description: str | None
+    status: Status
+    metadata: dict[str, JsonValue] | None
+    version: int
+    owner_id: UUID
+    created_at: datetime
+    updated_at: datetime
+
+
+class EntityService(ResourceService):
+    """Keeps the status to its legal moves."""
+
+    def check(self, before: Row | None, after: Row) -> None:
+        """Refuse an illegal status transition with 409."""
+        if before is None or before["status"] == after["status"]:
+            return
+        old, new = Status(before["status"]), Status(after["status"])
+        if new not in TRANSITIONS[old]:
+            allowed = ", ".join(sorted(TRANSITIONS[old])) or "nothing: it is final"
+            raise Conflict(f"The status cannot go from {old} to {new}; from {old} it can go to {allowed}")
+
+    def replaced(self, before: Row, document: BaseModel) -> dict[str, Any]:
+        """A PUT without a status keeps it."""
+        values = document.model_dump()
+        if "status" not in document.model_fields_set:
+            values["status"] = before["status"]
+        return values
+
+
+RESOURCE = ResourceType(
+    name="entities",
+    table=TABLE,
+    create=EntityCreate,
+    update=EntityUpdate,
+    read=EntityRead,
+    service=EntityService,
+)

@@ -1,0 +1,45 @@
+"""The base of every wire schema: camelCase outside, snake_case inside, unknown members refused."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+from models.errors import Detail, Invalid
+
+UtcTime = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
+"""An aware time, in UTC."""
+
+
+class Schema(BaseModel):
+    """A wire document. Field names are the table's column names; members are their camelCase."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
+
+
+def refusal(error: ValidationError, *, prefix: str = "") -> Invalid:
+    """The :class:`Invalid` that tells a caller what pydantic found, without echoing the values."""
+    details = [
+        Detail(".".join(str(part) for part in (*filter(None, [prefix]), *_members(item["loc"]))), item["msg"])
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:50]
+    ]
+    return Invalid("The document does not fit its schema", details=details)
+
+
+def _members(location: Iterable[Any]) -> Iterable[Any]:
+    marks = ("function-", "tagged-")
+    return (part for part in location if not (isinstance(part, str) and part.startswith(marks)))
+
+
+def now_utc() -> datetime:
+    """The process's clock. Only for tokens and headers: a job's time is the database's."""
+    return datetime.now(UTC)
