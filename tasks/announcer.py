@@ -97,7 +97,9 @@ def publish(app: Celery, task: str, queue: str, ids: list[UUID]) -> int:
                 kwargsrepr="{}",
             )
         except (OperationalError, OSError) as error:
-            _log.warning("announcement failed", extra={"queue": queue, "ids": len(ids) - sent, "reason": str(error)})
+            _log.warning(
+                "announcement failed", extra={"queue": queue, "ids": len(ids) - sent, "reason": str(error)}
+            )
             return sent
         sent += len(chunk)
     return sent
