@@ -240,7 +240,7 @@ class Ledger:
 
     def find(self, connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, Job]:
         """The jobs that exist among ``job_ids``."""
-        return {row[0]: _job(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)})}
+        return {row[0]: job_from(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)})}
 
     def page(self, connection: Connection, query: JobQuery) -> list[Job]:
         """One page of jobs, newest first."""
@@ -257,7 +257,7 @@ class Ledger:
             wanted["before"] = query.before
         where = " AND ".join(clauses) or "true"
         statement = text(f"SELECT {sql.JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT :limit")
-        return [_job(row) for row in connection.execute(statement, {**wanted, "limit": query.limit})]
+        return [job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit})]
 
     def lanes_in_use(self, connection: Connection, lanes: Sequence[int]) -> set[int]:
         """Those of ``lanes`` that hold a job which is not final."""
@@ -324,7 +324,8 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _job(row: Any) -> Job:
+def job_from(row: Sequence[Any]) -> Job:
+    """A job from the columns of :data:`ledger_statements.JOB_COLUMNS`, in their order."""
     return Job(
         id=row[0],
         state=JobState(row[1]),
