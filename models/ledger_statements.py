@@ -30,10 +30,10 @@ SELECT id, state, sequence, created_at FROM added
 """)
 
 TRY_LANES = text("""
-WITH lanes AS MATERIALIZED (
-    SELECT DISTINCT lane FROM jobs
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('queued', 'retrying')
-    ORDER BY lane
+WITH named AS MATERIALIZED (  -- by primary key: the planner must not walk every open job for it
+    SELECT lane, state FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))
+), lanes AS MATERIALIZED (
+    SELECT DISTINCT lane FROM named WHERE state IN ('queued', 'retrying') ORDER BY lane
 )
 SELECT lane, pg_try_advisory_xact_lock(lane) FROM lanes
 """)

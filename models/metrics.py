@@ -42,3 +42,5 @@ APPLY_SECONDS = Histogram(
 INVALID_REQUESTS = Counter(
     "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
 )
+
+DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])

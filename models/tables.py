@@ -166,6 +166,7 @@ deliveries = Table(
     Column("state", String(16), nullable=False, server_default=text("'pending'")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("announce_at", _TIME, comment="when to try next; null once delivered or given up"),
+    Column("announced_at", _TIME, comment="when the sweep last announced it"),
     Column("body", LargeBinary, comment="rendered once, identical over retries"),
     Column("response_status", Integer),
     Column("error", Text),

@@ -16,6 +16,8 @@ DEAD_MESSAGES = "waybill.jobs.dead"
 
 INTAKE = "waybill.intake"
 """Exchange and queue that upstream systems publish to."""
+EXPIRED_INTAKE = "waybill.intake.expired"
+"""Exchange and queue of upstream messages whose ``expiration`` passed before they could be taken."""
 DEAD_INTAKE = "waybill.dead"
 """Exchange and queue of upstream messages that could not be taken."""
 EVENTS = "waybill.events"

@@ -62,6 +62,12 @@ def upgrade() -> None:
             nullable=True,
             comment="when to try next; null once delivered or given up",
         ),
+        sa.Column(
+            "announced_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when the sweep last announced it",
+        ),
         sa.Column("body", sa.LargeBinary(), nullable=True, comment="rendered once, identical over retries"),
         sa.Column("response_status", sa.Integer(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),

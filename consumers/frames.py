@@ -1,0 +1,90 @@
+"""AMQP frames: a message whose properties cannot be read is still delivered, marked as such.
+
+py-amqp reads properties while it takes a frame in and raises where one is not UTF-8, is a time beyond
+year 9999, or nests too deep. The connection would end, the broker would deliver the message again,
+and one message would stop the intake for ever.
+"""
+
+from collections.abc import Callable
+from struct import pack, unpack_from
+from typing import Any
+
+from amqp.basic_message import Message
+from amqp.method_framing import frame_handler
+from amqp.serialization import decode_properties_basic, dumps, loads
+
+UNREADABLE = "x-waybill-unreadable"
+"""Header of a message with unreadable properties: their names."""
+
+_CONTENT_HEADER = 2
+_PROPERTIES_AT = 12
+_Frame = tuple[int, int, bytes]
+
+
+def tolerant_frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[_Frame], bool]:
+    """py-amqp's frame handler, with unreadable properties replaced by what can be read of them."""
+    handle: Callable[[_Frame], bool] = frame_handler(connection, callback)
+
+    def on_frame(frame: _Frame) -> bool:
+        try:
+            return handle(frame)
+        except Exception:
+            kind, channel, payload = frame
+            if kind != _CONTENT_HEADER or _is_readable(payload):
+                raise
+            return handle((kind, channel, readable(payload)))
+
+    return on_frame
+
+
+def readable(payload: bytes) -> bytes:
+    """A content header frame's payload with only what can be read, and :data:`UNREADABLE` set."""
+    (flags,) = unpack_from(">H", payload, _PROPERTIES_AT)
+    offset = _PROPERTIES_AT + 2
+    values: dict[str, Any] = {}
+    unreadable: list[str] = []
+    for position, (name, kind) in enumerate(Message.PROPERTIES):
+        if not flags & (0x8000 >> position):
+            continue
+        size = _size(kind, payload, offset)
+        raw = payload[offset : offset + size]
+        offset += size
+        try:
+            values[name] = loads(kind, raw, 0)[0][0]
+        except Exception:
+            unreadable.append(name)
+            if kind == "s":
+                values[name] = raw[1:].decode("utf-8", "replace").replace("\ufffd", "?")
+    values["application_headers"] = {
+        **values.get("application_headers", {}),
+        UNREADABLE: ", ".join(unreadable),
+    }
+    return payload[:_PROPERTIES_AT] + _written(values)
+
+
+def _size(kind: str, payload: bytes, offset: int) -> int:
+    if kind == "s":
+        return 1 + payload[offset]
+    if kind == "F":
+        length: int = unpack_from(">I", payload, offset)[0]
+        return 4 + length
+    return {"o": 1, "L": 8}[kind]
+
+
+def _written(values: dict[str, Any]) -> bytes:
+    flags, formats, present = 0, "", []
+    for position, (name, kind) in enumerate(Message.PROPERTIES):
+        if name in values:
+            flags |= 0x8000 >> position
+            formats += kind
+            present.append(values[name])
+    written: bytes = dumps(formats, present)
+    return pack(">H", flags) + written
+
+
+def _is_readable(payload: bytes) -> bool:
+    try:
+        decode_properties_basic(payload, _PROPERTIES_AT)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""The link: one consuming connection to the broker, from which messages are taken in order, undecoded."""
+
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from amqp.basic_message import Message
+from kombu import Connection
+
+from consumers.envelope import Arrival
+from consumers.frames import tolerant_frame_handler
+from consumers.publisher import GLANCE_SECONDS, end, keep_alive
+from tasks.names import EXPIRED_INTAKE, INTAKE
+from tasks.topology import declare
+
+HEARTBEAT_SECONDS = 10
+MAX_BYTES_IN_HAND = 32 * 1024 * 1024
+"""Beyond this nothing more is read from the socket; what is too large for us may come by the gigabyte."""
+
+
+def connect(url: str, name: str) -> Connection:
+    """Open a connection that survives unreadable messages.
+
+    Args:
+        url: ``amqp://…``; several, separated by ``;``, are tried in turn.
+        name: Shown by the broker.
+
+    Raises:
+        Exception: It cannot be opened; py-amqp has many ways to say so.
+    """
+    connection = Connection(
+        url,
+        heartbeat=HEARTBEAT_SECONDS,
+        connect_timeout=4,
+        transport_options={
+            "frame_handler": tolerant_frame_handler,
+            "client_properties": {"connection_name": name},
+            "write_timeout": 5,
+        },
+    )
+    try:
+        connection.connect()
+    except Exception:
+        end(connection)
+        raise
+    return connection
+
+
+class Link:
+    """Consumes the intake queues over a connection of its own.
+
+    Not by kombu's consumer: that decompresses a body while it takes the message in.
+
+    Args:
+        connection: Open; closed with the link.
+        prefetch: Messages that the broker hands over before any is acknowledged.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        prefetch: int,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._connection = connection
+        self._prefetch = prefetch
+        self._clock = clock
+        self._channel: Any = None
+        self._tags: dict[str, str] = {}
+        self._arrived: deque[Arrival] = deque()
+        self._bytes_in_hand = 0
+
+    def open(self) -> None:
+        """Declare the topology and begin to consume.
+
+        Raises:
+            ConfigurationError: The broker has something else under one of our names.
+        """
+        declare(self._connection)
+        self._channel = self._connection.channel()
+        self._channel.auto_decode = False
+        self._channel.basic_qos(0, self._prefetch, a_global=False)
+        for queue in (INTAKE, EXPIRED_INTAKE):
+            self._tags[queue] = self._channel.basic_consume(queue, callback=self._on_message)
+
+    def take(self, limit: int, wait_seconds: float) -> list[Arrival]:
+        """The messages that have arrived, in their order, at most ``limit``; waits only for the first."""
+        if not self._arrived:
+            self._read(wait_seconds)
+        while len(self._arrived) < limit and self._bytes_in_hand < MAX_BYTES_IN_HAND and self._read(GLANCE_SECONDS):
+            pass
+        self._connection.heartbeat_check()
+        taken = [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
+        self._bytes_in_hand -= sum(len(one.body) for one in taken)
+        return taken
+
+    def keep_alive(self) -> None:
+        """Exchange heartbeats while something else is at work; what arrives meanwhile is kept."""
+        if self._bytes_in_hand < MAX_BYTES_IN_HAND:
+            keep_alive(self._connection)
+        else:
+            self._connection.connection.send_heartbeat()
+
+    def acknowledge(self, arrivals: list[Arrival]) -> None:
+        """Acknowledge everything up to the last of ``arrivals``: all before it is settled already."""
+        self._channel.basic_ack(arrivals[-1].delivery_tag, multiple=True)
+
+    def close(self) -> None:
+        """Stop consuming and close; what is not acknowledged goes back to its place in the queue."""
+        end(self._connection)
+
+    def _read(self, wait_seconds: float) -> bool:
+        try:
+            self._connection.drain_events(timeout=wait_seconds)
+        except TimeoutError as error:
+            if error.errno is not None:
+                raise
+            return False
+        return True
+
+    def _on_message(self, message: Message) -> None:
+        delivery = message.delivery_info
+        properties = message.properties
+        body = message.body if isinstance(message.body, bytes) else b""
+        arrival = Arrival(
+            routing_key=delivery["routing_key"],
+            body=body,
+            properties=properties,
+            headers=properties.get("application_headers") or {},
+            arrived_at=self._clock(),
+            delivery_tag=delivery["delivery_tag"],
+            has_expired=delivery["consumer_tag"] == self._tags.get(EXPIRED_INTAKE),
+        )
+        self._arrived.append(arrival)
+        self._bytes_in_hand += len(body)

@@ -1,0 +1,91 @@
+"""The consumer process: wires the intake loop together, and stops it when it is told to."""
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+
+from kombu import Connection
+
+from consumers.callers import Callers
+from consumers.desk import Desk
+from consumers.intake import PREFETCH, IntakeLoop
+from consumers.link import Link, connect
+from consumers.publisher import Publisher, end
+from models.container import Container
+from models.errors import ConfigurationError
+from models.settings import Settings
+from tasks.announcer import Announcer
+from tasks.app import make_app
+from tasks.topology import declare
+
+_log = logging.getLogger("waybill.intake")
+
+
+def run(settings: Settings) -> int:
+    """Consume upstream messages until SIGTERM or SIGINT; the exit status. For a main thread.
+
+    Raises:
+        ConfigurationError: There is no broker to consume from, or a setting is wrong.
+    """
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    consume(settings, stopping)
+    return 0
+
+
+def consume(settings: Settings, stopping: threading.Event) -> None:
+    """Consume upstream messages until ``stopping`` is set; within 10 s of that.
+
+    Raises:
+        ConfigurationError: There is no broker to consume from, or a setting is wrong.
+    """
+    if not settings.has_broker:
+        raise ConfigurationError(
+            "the AMQP intake needs a RabbitMQ: set WAYBILL_BROKER_URL, or start with ./deploy/up --full"
+        )
+    container = Container(settings, role="consumer")
+    callers = Callers(container.database, container.users, container.tokens, settings.amqp_principals)
+    desk = Desk(callers, container.registry, container.key("idempotency"))
+    announcer = Announcer(make_app(settings))
+    loop = IntakeLoop(
+        desk=desk,
+        intake=container.intake,
+        announcer=announcer,
+        open_link=lambda: _open_link(settings.broker_url),
+        publisher=Publisher(lambda: _open_for_publishing(settings.broker_url)),
+        stopping=stopping,
+        log=_log,
+    )
+    try:
+        loop.run()
+    finally:
+        announcer.close()
+        container.close()
+
+
+def _open_link(url: str) -> Link:
+    link = Link(connect(url, f"waybill-consumer-{os.getpid()}"), prefetch=PREFETCH)
+    try:
+        link.open()
+    except Exception:
+        link.close()
+        raise
+    return link
+
+
+def _open_for_publishing(url: str) -> Connection:
+    """A connection whose dead-letter queue exists, also after the broker was wiped."""
+    connection = connect(url, f"waybill-consumer-replies-{os.getpid()}")
+    try:
+        declare(connection)
+    except Exception:
+        end(connection)
+        raise
+    return connection

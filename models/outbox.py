@@ -1,0 +1,239 @@
+"""The outbox: deliveries that wait to be sent, claimed by compare-and-set so that nobody sends twice at once.
+
+Rows are written by ``Ledger.finish`` in the transaction of the outcome; here they are claimed, rendered
+once, and settled. No sending.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from models import ledger_statements as sql
+from models.database import array
+from models.job import Job, JobState, Operation, to_json
+from models.ledger import REANNOUNCE_AFTER, job_from
+
+CLAIM = timedelta(seconds=60)
+"""A claimed delivery is announced again after this, unless it was settled: longer than any send may take."""
+
+
+class DeliveryKind(StrEnum):
+    """Which way an outcome leaves."""
+
+    CALLBACK = "callback"
+    REPLY = "reply"
+    EVENTS = "events"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A claimed delivery.
+
+    Attributes:
+        job_id: Of a callback or reply.
+        sequences: The job events that it announces; one, except for ``events``.
+        state_told: The state of that one event; None for ``events``.
+        body: What is sent, the same at every attempt; None for ``events``.
+        secrets: Of the endpoint: the present one, and the previous one while it still signs.
+        attempts: Made before this one.
+        age: Since it was written.
+    """
+
+    id: UUID
+    kind: DeliveryKind
+    job_id: UUID | None
+    sequences: tuple[int, ...]
+    state_told: JobState | None
+    body: bytes | None
+    attempts: int
+    age: timedelta
+    now: datetime
+    claimed_until: datetime
+    reply_to: str | None
+    correlation_id: str | None
+    endpoint_id: UUID | None
+    url: str | None
+    secrets: tuple[str, ...]
+    is_disabled: bool
+
+    @property
+    def webhook_id(self) -> str:
+        """Stable over retries and resends: one for each outcome."""
+        return f"msg_{self.job_id.hex if self.job_id else ''}_{self.sequences[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToldEvent:
+    """A job event, with the job as it stood then."""
+
+    job: Job
+    at: datetime
+
+
+class Outbox:
+    """Claims and settles deliveries. Works inside the caller's transaction."""
+
+    def claim(self, connection: Connection, delivery_ids: Sequence[UUID]) -> list[Delivery]:
+        """Claim those of ``delivery_ids`` that are due; render the bodies of those that have none yet."""
+        rows = connection.execute(_CLAIM, {"ids": array(delivery_ids), "claim": CLAIM}).all()
+        unrendered = [row for row in rows if row.body is None and row.kind != DeliveryKind.EVENTS]
+        bodies = self._render(connection, unrendered) if unrendered else {}
+        return [_delivery(row, bodies.get(row.id, row.body)) for row in rows]
+
+    def _render(self, connection: Connection, rows: Sequence[Any]) -> dict[UUID, bytes]:
+        events = self.events(connection, [row.sequences[0] for row in rows])
+        bodies = {row.id: _body(DeliveryKind(row.kind), events[row.sequences[0]]) for row in rows}
+        document = to_json([{"id": key, "body": "\\x" + body.hex()} for key, body in bodies.items()]).decode()
+        connection.execute(_KEEP_BODIES, {"bodies": document})
+        return bodies
+
+    def events(self, connection: Connection, sequences: Sequence[int]) -> dict[int, ToldEvent]:
+        """Job events by their sequence, each with its job as it stood then."""
+        told = {}
+        for row in connection.execute(_EVENTS, {"sequences": array(sequences)}).all():
+            told[row[0]] = ToldEvent(job_from((row[3], row[1], *row[5:-1], row[0])), row[2])
+        return told
+
+    def extend(self, connection: Connection, delivery: Delivery) -> bool:
+        """Claim ``delivery`` anew just before it is sent; False where somebody else has it by now."""
+        parameters = {"id": delivery.id, "claimed_until": delivery.claimed_until, "claim": CLAIM}
+        return connection.execute(_EXTEND, parameters).rowcount == 1
+
+    def delivered(self, connection: Connection, ids: Sequence[UUID], *, status: int | None = None) -> None:
+        """Settle deliveries that arrived."""
+        connection.execute(_DELIVERED, {"ids": array(ids), "status": status})
+
+    def retry(
+        self, connection: Connection, delivery_id: UUID, *, delay: timedelta, error: str, status: int | None
+    ) -> None:
+        """Put a failed attempt off by ``delay``."""
+        parameters = {"id": delivery_id, "delay": delay, "error": error, "status": status}
+        connection.execute(_RETRY, parameters)
+
+    def park(self, connection: Connection, ids: Sequence[UUID], until: datetime) -> None:
+        """Put deliveries off until a breaker may be probed, burning no attempt."""
+        connection.execute(_PARK, {"ids": array(ids), "until": until})
+
+    def give_up(self, connection: Connection, delivery_id: UUID, *, error: str, status: int | None) -> None:
+        """Settle a delivery that failed for good."""
+        connection.execute(_GIVE_UP, {"id": delivery_id, "error": error, "status": status})
+
+    def disable_endpoint(self, connection: Connection, endpoint_id: UUID) -> None:
+        """Send this endpoint nothing more."""
+        connection.execute(_DISABLE, {"id": endpoint_id})
+
+    def due(self, connection: Connection, limit: int) -> list[UUID]:
+        """Up to ``limit`` deliveries that are due and were not announced lately, oldest first."""
+        return [row[0] for row in connection.execute(_DUE, {"limit": limit, "again": REANNOUNCE_AFTER}).all()]
+
+
+def _body(kind: DeliveryKind, event: ToldEvent) -> bytes:
+    job = event.job
+    if kind is DeliveryKind.REPLY:
+        return to_json(job.document(with_result=job.operation is Operation.READ))
+    message = {"type": f"job.{job.state}", "timestamp": event.at, "data": job.document(with_result=False)}
+    return to_json(message)
+
+
+def _delivery(row: Any, body: bytes | None) -> Delivery:
+    still_signs = row.previous_secret_until is not None and row.previous_secret_until > row.now
+    secrets = (row.secret, row.previous_secret if still_signs else None)
+    return Delivery(
+        id=row.id,
+        kind=DeliveryKind(row.kind),
+        job_id=row.job_id,
+        sequences=tuple(row.sequences),
+        state_told=JobState(row.state_told) if row.state_told else None,
+        body=bytes(body) if body is not None else None,
+        attempts=row.attempts,
+        age=row.now - row.created_at,
+        now=row.now,
+        claimed_until=row.announce_at,
+        reply_to=row.reply_to,
+        correlation_id=row.correlation_id,
+        endpoint_id=row.endpoint_id,
+        url=row.url,
+        secrets=tuple(secret for secret in secrets if secret),
+        is_disabled=row.disabled is not False,
+    )
+
+
+_CLAIM = text("""
+WITH due AS MATERIALIZED (
+    SELECT id FROM deliveries
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND announce_at <= now()
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), mine AS (
+    UPDATE deliveries AS d SET announce_at = now() + :claim, updated_at = now()
+    FROM due WHERE d.id = due.id
+    RETURNING d.*
+)
+SELECT m.id, m.kind, m.job_id, m.sequences, m.body, m.attempts, m.created_at, m.announce_at, m.reply_to,
+       m.endpoint_id,
+       t.state AS state_told, j.correlation_id,
+       e.url, e.secret, e.previous_secret, e.previous_secret_until, e.disabled, now() AS now
+FROM mine AS m
+LEFT JOIN job_events AS t ON m.kind <> 'events' AND t.sequence = m.sequences[1]
+LEFT JOIN jobs AS j ON j.id = m.job_id
+LEFT JOIN callback_endpoints AS e ON e.id = m.endpoint_id
+ORDER BY m.sequences[1]
+""")
+
+_KEEP_BODIES = text("""
+UPDATE deliveries AS d SET body = r.body
+FROM json_to_recordset(CAST(:bodies AS json)) AS r(id uuid, body bytea)
+WHERE d.id = r.id AND d.body IS NULL
+""")
+
+_EVENTS = text(f"""
+SELECT t.sequence, t.state, t.at, j.*
+FROM job_events AS t JOIN (SELECT {sql.JOB_COLUMNS} FROM jobs) AS j ON j.id = t.job_id
+WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
+""")
+
+_DELIVERED = text("""
+UPDATE deliveries
+SET state = 'delivered', attempts = attempts + 1, announce_at = NULL, response_status = :status,
+    error = NULL, updated_at = now()
+WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+
+_RETRY = text("""
+UPDATE deliveries
+SET state = 'retrying', attempts = attempts + 1, announce_at = now() + :delay, response_status = :status,
+    error = :error, updated_at = now()
+WHERE id = :id
+""")
+
+_PARK = text("""
+UPDATE deliveries SET announce_at = :until, updated_at = now() WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+
+_GIVE_UP = text("""
+UPDATE deliveries
+SET state = 'failed', attempts = attempts + 1, announce_at = NULL, response_status = :status,
+    error = :error, updated_at = now()
+WHERE id = :id
+""")
+
+_DISABLE = text("UPDATE callback_endpoints SET disabled = true WHERE id = :id")
+
+_EXTEND = text("""
+UPDATE deliveries SET announce_at = clock_timestamp() + :claim, updated_at = now()
+WHERE id = :id AND announce_at = :claimed_until RETURNING announce_at
+""")
+
+_DUE = text("""
+WITH due AS MATERIALIZED (
+    SELECT id FROM deliveries
+    WHERE announce_at <= now() - CASE WHEN attempts = 0 THEN interval '2 seconds' ELSE interval '0' END
+      AND (announced_at IS NULL OR announced_at < announce_at OR announced_at < now() - :again)
+    ORDER BY announce_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE deliveries AS d SET announced_at = now() FROM due WHERE d.id = due.id RETURNING d.id
+""")

@@ -1,0 +1,87 @@
+"""The Celery application: its two tasks and its settings. What they do: ``applier``, ``deliverer``."""
+
+import logging
+import os
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from celery.app.task import Task
+
+from models.errors import DatabaseUnavailable
+from models.job import Priority
+from models.settings import MEMORY_BROKER, Settings
+from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.runtime import Runtime
+from tasks.topology import CELERY_QUEUES
+
+_log = logging.getLogger("waybill.tasks")
+
+
+def make_app(settings: Settings) -> Celery:
+    """Make the Celery application for ``settings``. Connects to nothing.
+
+    Its tasks build their collaborators on first use, in the process that runs them: after the fork.
+    """
+    app = Celery("waybill", set_as_current=False)
+    app.conf.update(_configuration(settings))
+    runtime = Runtime(settings, app)
+
+    @app.task(name=APPLY, bind=True, ignore_result=True)
+    def apply(task: Task[Any, Any], job_ids: list[str]) -> None:
+        """Apply announced jobs."""
+        is_redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
+        _run(lambda: runtime.apply(_uuids(job_ids), are_suspect=is_redelivered), len(job_ids))
+
+    @app.task(name=DELIVER, ignore_result=True)
+    def deliver(delivery_ids: list[str]) -> None:
+        """Send announced deliveries."""
+        _run(lambda: runtime.deliver(_uuids(delivery_ids)), len(delivery_ids))
+
+    return app
+
+
+def _run(work: Any, ids: int) -> None:
+    """Run a task's work. While the database is away its message is let go: the sweep announces again."""
+    try:
+        work()
+    except DatabaseUnavailable as error:
+        _log.warning("announcement put off", extra={"ids": ids, "reason": str(error)})
+
+
+def _uuids(texts: list[str]) -> list[UUID]:
+    return [UUID(text) for text in texts]
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_url": settings.broker_url or MEMORY_BROKER,
+        "broker_heartbeat": 10,
+        "broker_connection_timeout": 3,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            "confirm_publish": True,
+            "client_properties": {"connection_name": f"waybill-{os.getpid()}"},
+        }
+        if settings.has_broker
+        else {"polling_interval": 0.02},
+        "task_queues": CELERY_QUEUES if settings.has_broker else None,
+        "task_default_queue": JOB_QUEUES[Priority.NORMAL],
+        "task_create_missing_queues": not settings.has_broker,
+        "task_routes": {DELIVER: {"queue": DELIVERIES_QUEUE}},
+        "task_ignore_result": True,
+        "task_store_errors_even_if_ignored": False,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "worker_prefetch_multiplier": 1,
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "worker_enable_soft_shutdown_on_idle": False,
+        "worker_soft_shutdown_timeout": 0,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "control_queue_exclusive": True,
+        "event_queue_exclusive": True,
+    }

@@ -1,0 +1,288 @@
+"""Applying: one transaction takes lanes, reads their open jobs, changes instances, writes outcomes.
+
+Delivery semantics live here: what is locked, what is split, what is tried again. What a job means
+is the service's, how it is stored the repository's. No Celery: ``app.py`` calls this from a task.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, exc
+
+from models import metrics
+from models.database import Database, sqlstate
+from models.errors import Conflict, Contention, DatabaseUnavailable, Invalid, Refusal, internal_problem
+from models.job import JobState
+from models.ledger import Ledger, OpenJob, Outcome
+from models.registry import Registry
+from models.retry import Die, Fail, Retry, RetryPolicy
+from models.users import Users
+from tasks.batch import Batch
+
+MAX_JOBS = 500
+"""Jobs that one transaction takes, at most."""
+
+LANE_PATIENCE = timedelta(milliseconds=500)
+"""How long to wait for lanes that another worker holds, before leaving them to the sweep."""
+
+SUSPECT_AFTER = 6
+"""Announcements without an end that make a job suspect of killing its worker."""
+
+MAX_CRASHES = 3
+"""Attempts recorded beforehand that a suspect gets."""
+
+_log = logging.getLogger("waybill.applier")
+
+
+@dataclass(slots=True)
+class Applied:
+    """What came of an announcement.
+
+    Attributes:
+        outcomes: How the jobs ended that ended.
+        delivery_ids: Deliveries to announce now that they are committed.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    delivery_ids: list[UUID] = field(default_factory=list)
+
+
+class Applier:
+    """Applies announced jobs, each once, in the order of its lane.
+
+    Args:
+        database: One of this process's own.
+        ledger: Locks lanes and writes outcomes.
+        registry: Services and repositories by resource.
+        users: Present roles, checked again in the applying transaction.
+        retry_policy: What to do about a job that fails alone.
+        sleep: Waits before a batch is tried again; injected for tests.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        ledger: Ledger,
+        registry: Registry,
+        users: Users,
+        retry_policy: RetryPolicy,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._registry = registry
+        self._users = users
+        self._retry_policy = retry_policy
+        self._sleep = sleep
+
+    def apply(self, job_ids: Sequence[UUID], *, are_suspect: bool = False) -> Applied:
+        """Apply the open jobs of the lanes that ``job_ids`` are in; what is final already stays.
+
+        Args:
+            job_ids: As announced; may be old, doubled or unknown.
+            are_suspect: Their last announcement was not acknowledged: try each alone.
+
+        Raises:
+            DatabaseUnavailable: Nothing more can be done now; the sweep announces the rest again.
+        """
+        applied = Applied()
+        if are_suspect:
+            for job_id in job_ids:
+                self._apply_alone(job_id, applied, is_suspect=True)
+        else:
+            self._apply_or_split(list(job_ids), applied)
+        for outcome in applied.outcomes:
+            metrics.JOBS_FINISHED.labels(outcome.state).inc()
+        return applied
+
+    # ---- sets --------------------------------------------------------------------------
+
+    def _apply_or_split(self, job_ids: list[UUID], applied: Applied) -> None:
+        """Apply a set; when it fails as a whole, halve it until the culprit stands alone."""
+        try:
+            self._apply_set(job_ids, applied)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            _log.info("batch split", extra={"jobs": len(job_ids), "reason": type(error).__name__})
+            if len(job_ids) == 1:
+                self._apply_alone(job_ids[0], applied)
+                return
+            middle = len(job_ids) // 2
+            self._apply_or_split(job_ids[:middle], applied)
+            self._apply_or_split(job_ids[middle:], applied)
+
+    def _apply_set(self, job_ids: list[UUID], applied: Applied) -> None:
+        is_patient = False
+        contentions = 0
+        while job_ids:
+            try:
+                is_capped, is_held = self._transact(job_ids, applied, is_patient=is_patient)
+            except Contention:
+                contentions += 1
+                if is_patient and contentions == 1:
+                    return  # Held elsewhere for long: whoever holds the lanes goes on, or the sweep.
+                if contentions >= 3:
+                    raise
+                self._sleep(random.uniform(0.01, 0.1))  # noqa: S311 - jitter
+                continue
+            if not is_capped and (not is_held or is_patient):
+                return
+            is_patient = is_held and not is_capped
+
+    def _transact(self, job_ids: list[UUID], applied: Applied, *, is_patient: bool) -> tuple[bool, bool]:
+        """One transaction over the lanes of ``job_ids``.
+
+        Returns:
+            Whether the cap cut the jobs short, and whether lanes were held elsewhere.
+        """
+        with self._database.transaction() as connection:
+            taken, held = self._ledger.lock_lanes(connection, job_ids)
+            if held and is_patient:
+                self._ledger.wait_for_lanes(connection, held, LANE_PATIENCE)
+                taken, held = taken + held, []
+            if not taken:
+                return False, bool(held)
+            jobs = self._ledger.open_jobs(connection, taken, MAX_JOBS)
+            suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
+            outcomes = self._run(connection, [job for job in jobs if job.lane not in suspects])
+            delivery_ids = self._ledger.finish(connection, outcomes)
+        applied.outcomes += outcomes
+        applied.delivery_ids += delivery_ids
+        for job_id in suspects.values():
+            self._apply_alone(job_id, applied, is_suspect=True)
+        return len(jobs) == MAX_JOBS and bool(outcomes), bool(held)
+
+    def _run(self, connection: Connection, jobs: Sequence[OpenJob]) -> list[Outcome]:
+        now = self._ledger.clock(connection)
+        principals = self._users.principals(connection, list({job.principal_id for job in jobs}))
+        outcomes = Batch(connection, self._registry, principals, now).run(runnable(jobs))
+        for job in jobs:
+            metrics.APPLY_SECONDS.observe((now - job.created_at).total_seconds())
+        return outcomes
+
+    # ---- one at a time -----------------------------------------------------------------
+
+    def _apply_alone(self, job_id: UUID, applied: Applied, *, is_suspect: bool = False) -> None:
+        """Apply the lane of ``job_id`` job by job, each in a transaction of its own."""
+        while True:
+            head = self._head_of_lane(job_id)
+            if head is None:
+                return
+            if is_suspect and not self._may_try(head, applied):
+                continue
+            try:
+                with self._database.transaction() as connection:
+                    job = self._lock_head(connection, job_id)
+                    if job is None or job.id != head.id:
+                        continue
+                    outcomes = self._run(connection, [job])
+                    delivery_ids = self._ledger.finish(connection, outcomes)
+            except DatabaseUnavailable:
+                raise
+            except Exception as error:
+                if not self._give_verdict(head, error, applied):
+                    return
+            else:
+                applied.outcomes += outcomes
+                applied.delivery_ids += delivery_ids
+
+    def _head_of_lane(self, job_id: UUID) -> OpenJob | None:
+        """The first job of the lane of ``job_id``, if it may run now and nobody holds the lane."""
+        try:
+            with self._database.transaction() as connection:
+                return self._lock_head(connection, job_id)
+        except Contention:
+            return None
+
+    def _lock_head(self, connection: Connection, job_id: UUID) -> OpenJob | None:
+        taken, held = self._ledger.lock_lanes(connection, [job_id])
+        if held:
+            self._ledger.wait_for_lanes(connection, held, LANE_PATIENCE)
+        jobs = runnable(self._ledger.open_jobs(connection, taken or held, 1)) if taken or held else []
+        return jobs[0] if jobs else None
+
+    def _may_try(self, job: OpenJob, applied: Applied) -> bool:
+        """Record, in a commit of its own, an attempt that may kill this worker; False ends the job dead."""
+        with self._database.transaction() as connection:
+            present = self._lock_head(connection, job.id)
+            if present is None or present.id != job.id:
+                return False
+            if job.crashes < MAX_CRASHES:
+                self._ledger.record_crash_attempt(connection, job.id)
+                return True
+            problem = internal_problem(job.request_id) | {
+                "message": f"The job's worker died at each of {job.crashes} attempts"
+            }
+            outcome = Outcome(job_id=job.id, state=JobState.DEAD, attempt=job.attempt + 1, error=problem)
+            delivery_ids = self._ledger.finish(connection, [outcome])
+        applied.outcomes.append(outcome)
+        applied.delivery_ids += delivery_ids
+        return False
+
+    def _give_verdict(self, job: OpenJob, error: Exception, applied: Applied) -> bool:
+        """Fail, postpone or bury a job that failed alone; whether its lane is free again."""
+        reason = as_refusal(error)
+        attempt = job.attempt + 1
+        decision = self._retry_policy.decide(reason, attempt)
+        is_ours = isinstance(reason, Refusal)
+        problem = (
+            reason.problem(job.request_id)
+            if isinstance(reason, Refusal)
+            else internal_problem(job.request_id)
+        )
+        if not is_ours:
+            _log.exception(
+                "job attempt failed", exc_info=error, extra={"jobId": str(job.id), "attempt": attempt}
+            )
+        outcome: Outcome | None = None
+        with self._database.transaction() as connection:
+            present = self._lock_head(connection, job.id)
+            if present is None or present.id != job.id:
+                return True
+            match decision:
+                case Retry(delay):
+                    self._ledger.retry_later(connection, job, attempt=attempt, delay=delay, error=problem)
+                    return False
+                case Fail():
+                    state = JobState.FAILED
+                case Die():
+                    state = JobState.DEAD
+            outcome = Outcome(job_id=job.id, state=state, attempt=attempt, error=problem)
+            delivery_ids = self._ledger.finish(connection, [outcome])
+        applied.outcomes.append(outcome)
+        applied.delivery_ids += delivery_ids
+        return True
+
+
+def runnable(jobs: Sequence[OpenJob]) -> list[OpenJob]:
+    """Those jobs that may run now: in each lane, all before the first that waits for its time."""
+    blocked: set[int] = set()
+    ready = []
+    for job in jobs:
+        if job.lane in blocked:
+            continue
+        if job.is_due or job.has_expired:
+            ready.append(job)
+        else:
+            blocked.add(job.lane)
+    return ready
+
+
+def as_refusal(error: Exception) -> Exception:
+    """A broken constraint or an impossible value is the caller's; anything else stays what it is."""
+    if isinstance(error, exc.DBAPIError):
+        state = sqlstate(error) or ""
+        if state in ("23505", "23P01"):
+            return Conflict("Another instance has the same value of a unique member")
+        if state == "23503":
+            return Conflict("It refers to, or is referred to by, an instance that forbids this")
+        if state in ("23514", "23502") or state.startswith("22"):
+            return Invalid("The database's rules forbid this value")
+    return error

@@ -1,0 +1,220 @@
+"""A batch at work: jobs of many lanes, folded and written as sets in one transaction. No locks, no commit."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from models.errors import Conflict, Contention, Forbidden, Refusal
+from models.job import JobState, Operation
+from models.ledger import OpenJob, Outcome
+from models.principals import Principal
+from models.registry import Registry
+from models.service import Effect, Row, Work
+
+_Key = tuple[str, UUID]
+"""Resource name and instance id."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Successive jobs on one instance, written as one row.
+
+    Attributes:
+        before: The instance as the database has it.
+        after: The instance as the last of the jobs leaves it.
+        effect: What has to be written.
+        creator: The job whose insert may still meet a unique rule.
+    """
+
+    key: _Key
+    jobs: list[OpenJob]
+    before: Row | None
+    after: Row | None = None
+    effect: Effect = Effect.NONE
+    creator: OpenJob | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+class Batch:
+    """Runs jobs in rounds: each round takes the next run of every lane and writes all runs as sets.
+
+    Args:
+        connection: The transaction; the jobs' lanes are locked in it.
+        registry: Services and repositories by resource.
+        principals: Who is allowed to act at this moment, by id.
+        now: The database's time, read after the locks.
+    """
+
+    def __init__(
+        self, connection: Connection, registry: Registry, principals: Mapping[UUID, Principal], now: datetime
+    ) -> None:
+        self._connection = connection
+        self._registry = registry
+        self._principals = principals
+        self._now = now
+        self._instances: dict[_Key, Row | None] = {}
+        self._buried: dict[_Key, int] = {}
+
+    def run(self, jobs: Sequence[OpenJob]) -> list[Outcome]:
+        """Apply ``jobs``, which are in the order of their lanes; the outcome of every one."""
+        outcomes = [_expired(job) for job in jobs if job.has_expired]
+        lanes: dict[int, deque[OpenJob]] = {}
+        for job in jobs:
+            if not job.has_expired:
+                lanes.setdefault(job.lane, deque()).append(job)
+        self._load(job for lane in lanes.values() for job in lane)
+        while lanes:
+            runs = [self._fold(self._next_run(lane)) for lane in lanes.values()]
+            self._write(runs)
+            for lane, run in zip(lanes.values(), runs, strict=True):
+                outcomes += run.outcomes
+                lane.extendleft(reversed(run.jobs[len(run.outcomes) :]))
+            lanes = {key: lane for key, lane in lanes.items() if lane}
+        return outcomes
+
+    # ---- reading -----------------------------------------------------------------------
+
+    def _load(self, jobs: Iterable[OpenJob]) -> None:
+        """Load every instance that the jobs are about, and the last versions of deleted ones."""
+        wanted: dict[str, dict[UUID, bool]] = {}
+        for job in jobs:
+            ids = wanted.setdefault(job.resource, {})
+            ids[job.resource_id] = ids.get(job.resource_id, False) or job.operation is Operation.CREATE
+        for name, ids in wanted.items():
+            repository = self._registry[name].repository
+            found = repository.load_many(self._connection, list(ids))
+            self._instances |= {(name, one): found.get(one) for one in ids}
+            created = [one for one, is_created in ids.items() if is_created and one not in found]
+            if created:
+                buried = repository.buried_versions(self._connection, created)
+                self._buried |= {(name, one): version for one, version in buried.items()}
+
+    # ---- folding -----------------------------------------------------------------------
+
+    def _next_run(self, lane: deque[OpenJob]) -> list[OpenJob]:
+        """The next jobs of a lane that may be written as one row; a create begins, a delete is alone."""
+        first = lane.popleft()
+        run = [first]
+        if first.operation is Operation.DELETE or not self._registry[first.resource].type.folds:
+            return run
+        while lane and _key_of(lane[0]) == _key_of(first):
+            if lane[0].operation in (Operation.CREATE, Operation.DELETE):
+                break
+            run.append(lane.popleft())
+        return run
+
+    def _fold(self, jobs: list[OpenJob]) -> _Run:
+        """What ``jobs`` make of their instance, one after the other."""
+        key = _key_of(jobs[0])
+        service = self._registry[key[0]].service
+        run = _Run(key, jobs, before=self._instances[key], after=self._instances[key])
+        for job in jobs:
+            try:
+                change = service.apply(self._work(job), run.after)
+            except Refusal as refusal:
+                run.outcomes.append(_refused(job, refusal))
+                continue
+            run.after = change.row
+            if change.effect is Effect.INSERT:
+                run.creator = job
+            if run.effect is not Effect.INSERT and change.effect is not Effect.NONE:
+                run.effect = change.effect
+            run.outcomes.append(
+                Outcome(
+                    job_id=job.id,
+                    state=JobState.SUCCEEDED,
+                    attempt=job.attempt + 1,
+                    version=change.version,
+                    result=change.result,
+                )
+            )
+        return run
+
+    def _work(self, job: OpenJob) -> Work:
+        principal = self._principals.get(job.principal_id)
+        if principal is None:
+            raise Forbidden("The user who asked for this is disabled or gone")
+        return Work(
+            operation=job.operation,
+            resource_id=job.resource_id,
+            payload=job.payload,
+            if_match=job.if_match,
+            principal=principal,
+            now=self._now,
+            buried_version=self._buried.get(_key_of(job), 0),
+        )
+
+    # ---- writing -----------------------------------------------------------------------
+
+    def _write(self, runs: Sequence[_Run]) -> None:
+        """Write what the runs changed: one statement a resource and effect."""
+        for name in dict.fromkeys(run.key[0] for run in runs if run.effect is not Effect.NONE):
+            mine = [run for run in runs if run.key[0] == name]
+            self._insert(name, [run for run in mine if run.effect is Effect.INSERT])
+            self._update(name, [run for run in mine if run.effect is Effect.UPDATE])
+            self._delete(name, [run for run in mine if run.effect is Effect.DELETE])
+
+    def _insert(self, name: str, runs: Sequence[_Run]) -> None:
+        if not runs:
+            return
+        repository = self._registry[name].repository
+        inserted = repository.insert_many(self._connection, [_row(run) for run in runs])
+        for run in runs:
+            if run.key[1] in inserted:
+                self._instances[run.key] = run.after
+            else:
+                self._refuse_creation(run)
+
+    @staticmethod
+    def _refuse_creation(run: _Run) -> None:
+        """A unique rule kept the row out: its creator fails, the jobs behind it are tried again."""
+        assert run.creator is not None  # noqa: S101 - an insert has one
+        place = run.jobs.index(run.creator)
+        refusal = Conflict("Another instance has the same value of a unique member")
+        run.outcomes[place:] = [_refused(run.creator, refusal)]
+
+    def _update(self, name: str, runs: Sequence[_Run]) -> None:
+        if not runs:
+            return
+        rows = [(_row(run), run.before["version"]) for run in runs if run.before is not None]
+        matched = self._registry[name].repository.update_many(self._connection, rows)
+        self._accept_writes(runs, matched)
+
+    def _delete(self, name: str, runs: Sequence[_Run]) -> None:
+        if not runs:
+            return
+        versions = {run.key[1]: run.before["version"] for run in runs if run.before is not None}
+        matched = self._registry[name].repository.delete_many(self._connection, versions)
+        self._accept_writes(runs, matched)
+        self._buried |= {run.key: versions[run.key[1]] + 1 for run in runs}
+
+    def _accept_writes(self, runs: Sequence[_Run], matched: set[UUID]) -> None:
+        if len(matched) != len(runs):
+            raise Contention("an instance was changed outside of its lane")
+        self._instances |= {run.key: run.after for run in runs}
+
+
+def _key_of(job: OpenJob) -> _Key:
+    return (job.resource, job.resource_id)
+
+
+def _row(run: _Run) -> Row:
+    assert run.after is not None  # noqa: S101 - inserts and updates leave a row
+    return run.after
+
+
+def _refused(job: OpenJob, refusal: Refusal) -> Outcome:
+    return Outcome(
+        job_id=job.id,
+        state=JobState.FAILED,
+        attempt=job.attempt + 1,
+        error=refusal.problem(job.request_id),
+    )
+
+
+def _expired(job: OpenJob) -> Outcome:
+    return Outcome(job_id=job.id, state=JobState.EXPIRED, attempt=job.attempt)

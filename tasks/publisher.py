@@ -1,0 +1,130 @@
+"""Publishing to RabbitMQ: every message persistent, confirmed, and known to be routed or not.
+
+One publisher has one connection and belongs to one thread. After any fault the connection is thrown
+away: a late confirm can then never be taken for that of the next message.
+"""
+
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from amqp.exceptions import AMQPError
+from celery import Celery
+from kombu import Connection, Producer
+from kombu.exceptions import KombuError, OperationalError
+
+from models.errors import BrokerUnavailable
+from tasks.topology import declare
+
+CONFIRM_TIMEOUT_SECONDS = 5
+_FAULTS = (AMQPError, KombuError, OperationalError, OSError)
+
+
+class Publisher:
+    """Publishes tasks and plain messages. Connects, and declares the topology, on first use.
+
+    Args:
+        app: The Celery application whose broker it uses.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+        self._channel: Any = None
+        self._returned = False
+
+    def task(self, name: str, queue: str, ids: list[UUID]) -> None:
+        """Publish one Celery task that takes ``ids``.
+
+        Raises:
+            BrokerUnavailable: Not confirmed, or no such queue.
+        """
+        producer = self._ready()
+        self._returned = False
+        try:
+            self._app.send_task(
+                name,
+                args=([str(one) for one in ids],),
+                queue=queue,
+                producer=producer,
+                mandatory=True,
+                confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
+                retry=False,
+                argsrepr=f"({len(ids)} ids)",
+                kwargsrepr="{}",
+            )
+        except _FAULTS as error:
+            self.close()
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+        if self._returned:
+            self.close()
+            raise BrokerUnavailable(f"queue {queue} is gone")
+
+    def message(
+        self, body: bytes, *, exchange: str, routing_key: str, content_type: str, **properties: Any
+    ) -> bool:
+        """Publish one plain message.
+
+        Returns:
+            Whether any queue took it.
+
+        Raises:
+            BrokerUnavailable: Not confirmed.
+        """
+        producer = self._ready()
+        self._returned = False
+        try:
+            producer.publish(
+                body,
+                exchange=exchange,
+                routing_key=routing_key,
+                content_type=content_type,
+                content_encoding="utf-8",
+                delivery_mode=2,
+                mandatory=True,
+                confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
+                retry=False,
+                **properties,
+            )
+        except _FAULTS as error:
+            self.close()
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+        return not self._returned
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in ``queue``.
+
+        Raises:
+            BrokerUnavailable: The broker, or the queue, is away.
+        """
+        self._ready()
+        try:
+            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+        except _FAULTS as error:
+            self.close()
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Drop the connection; the next call makes a new one."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            with suppress(*_FAULTS):
+                connection.close()
+
+    def _ready(self) -> Producer:
+        if self._producer is not None:
+            return self._producer
+        try:
+            self._connection = self._app.connection_for_write(connect_timeout=3)
+            self._connection.connect()
+            declare(self._connection)
+            self._channel = self._connection.channel()
+            self._producer = Producer(self._channel, on_return=self._on_return)
+        except _FAULTS as error:
+            self.close()
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+        return self._producer
+
+    def _on_return(self, *_returned: Any) -> None:
+        self._returned = True

@@ -1,0 +1,109 @@
+"""The sweep: a feeder that announces what is due, so that queues are full but never flooded.
+
+It rescues jobs whose announcement was lost, wakes scheduled ones, repeats retries when their time
+comes, and refills a broker that was wiped. Every worker process runs one; they share the work.
+"""
+
+import logging
+import threading
+from datetime import timedelta
+from uuid import UUID
+
+from celery import Celery
+
+from models.database import Database
+from models.errors import Transient
+from models.job import Priority
+from models.ledger import Ledger
+from models.outbox import Outbox
+from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.publisher import Publisher
+
+PLATE = 30
+"""Messages in a queue that is full enough."""
+
+CHUNK = 200
+"""Ids in one message, at most."""
+
+PERIOD = timedelta(milliseconds=500)
+HUNGRY_PERIOD = timedelta(milliseconds=50)
+"""How soon to look again after something was announced: there may be more."""
+
+_log = logging.getLogger("waybill.sweeper")
+
+
+class Sweeper:
+    """Sweeps until stopped, in a thread of its own.
+
+    Args:
+        database: One of this process's own.
+        ledger: Knows which jobs are due.
+        outbox: Knows which deliveries are due.
+        app: The Celery application whose queues are fed.
+    """
+
+    def __init__(self, database: Database, ledger: Ledger, outbox: Outbox, app: Celery) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._outbox = outbox
+        self._publisher = Publisher(app)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Sweep in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the sweep under way, then stop."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def run(self) -> None:
+        """Sweep until stopped; faults are logged once each time they begin."""
+        is_troubled = False
+        while not self._stopping.is_set():
+            announced = 0
+            try:
+                announced = self.sweep()
+                is_troubled = False
+            except Transient as error:
+                if not is_troubled:
+                    _log.warning("sweep waits", extra={"reason": str(error)})
+                is_troubled = True
+            except Exception:
+                _log.exception("sweep failed")
+            period = HUNGRY_PERIOD if announced else PERIOD
+            self._stopping.wait(period.total_seconds())
+        self._publisher.close()
+
+    def sweep(self) -> int:
+        """Sweep once; how many jobs and deliveries were announced.
+
+        Raises:
+            DatabaseUnavailable: Nothing was done.
+            BrokerUnavailable: What was claimed is announced again later.
+        """
+        with self._database.transaction() as connection:
+            self._ledger.expire(connection, CHUNK)
+            self._ledger.wake_scheduled(connection, PLATE * CHUNK)
+        announced = 0
+        for priority in Priority:
+            queue = JOB_QUEUES[priority]
+            room = PLATE - self._publisher.depth(queue)
+            if room > 0:
+                with self._database.transaction() as connection:
+                    due = self._ledger.due(connection, priority, room * CHUNK)
+                announced += self._announce(APPLY, queue, due)
+        room = PLATE - self._publisher.depth(DELIVERIES_QUEUE)
+        if room > 0:
+            with self._database.transaction() as connection:
+                waiting = self._outbox.due(connection, room * CHUNK)
+            announced += self._announce(DELIVER, DELIVERIES_QUEUE, waiting)
+        return announced
+
+    def _announce(self, task: str, queue: str, ids: list[UUID]) -> int:
+        for start in range(0, len(ids), CHUNK):
+            self._publisher.task(task, queue, ids[start : start + CHUNK])
+        return len(ids)

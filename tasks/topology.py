@@ -1,0 +1,138 @@
+"""Exchanges and queues on the broker, declared by whoever comes first. Names are in ``names.py``.
+
+Celery's queues carry wake-up calls that the sweep repeats, so a delivery limit and plain (at most
+once) dead-lettering do. The intake queue carries what is not in the ledger yet: it has no delivery
+limit, and what expires in it is handed on at least once, to be refused with a reason.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from amqp.exceptions import AccessRefused, PreconditionFailed
+from kombu import Connection, Exchange, Queue
+
+from models.errors import ConfigurationError
+from tasks.names import (
+    DEAD_INTAKE,
+    DEAD_MESSAGES,
+    DELIVERIES_QUEUE,
+    EVENTS,
+    EXPIRED_INTAKE,
+    INTAKE,
+    JOB_QUEUES,
+)
+
+DELIVERY_LIMIT = 20
+"""Deliveries without an ack after which the broker gives a Celery message up."""
+
+_log = logging.getLogger("waybill.topology")
+_QUORUM = {"x-queue-type": "quorum"}
+
+
+def _quorum_queue(name: str, exchange: Exchange, routing_key: str = "", **arguments: object) -> Queue:
+    spelled = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
+    return Queue(
+        name, exchange, routing_key=routing_key, durable=True, queue_arguments={**_QUORUM, **spelled}
+    )
+
+
+def _exchange(name: str, kind: str) -> Exchange:
+    return Exchange(name, type=kind, durable=True)
+
+
+EVENTS_EXCHANGE = _exchange(EVENTS, "topic")
+
+CELERY_QUEUES = [
+    _quorum_queue(name, Exchange(""), name, delivery_limit=DELIVERY_LIMIT, dead_letter_exchange=DEAD_MESSAGES)
+    for name in (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
+]
+
+INTAKE_QUEUE = _quorum_queue(
+    INTAKE,
+    _exchange(INTAKE, "topic"),
+    "#",
+    single_active_consumer=True,
+    dead_letter_exchange=EXPIRED_INTAKE,
+    dead_letter_strategy="at-least-once",
+    overflow="reject-publish",  # what the broker asks for beside at-least-once; there is no length limit
+)
+EXPIRED_QUEUE = _quorum_queue(EXPIRED_INTAKE, _exchange(EXPIRED_INTAKE, "fanout"))
+DEAD_INTAKE_QUEUE = _quorum_queue(DEAD_INTAKE, _exchange(DEAD_INTAKE, "fanout"))
+DEAD_MESSAGES_QUEUE = _quorum_queue(DEAD_MESSAGES, _exchange(DEAD_MESSAGES, "fanout"))
+
+_TARGETS_FIRST = (DEAD_MESSAGES_QUEUE, *CELERY_QUEUES, DEAD_INTAKE_QUEUE, EXPIRED_QUEUE)
+
+
+def declare(connection: Connection) -> None:
+    """Declare everything. Harmless where it exists already with the same arguments.
+
+    A user who may not configure finds it enough that the queues and exchanges exist.
+
+    Raises:
+        ConfigurationError: A queue or exchange exists with other arguments, or is missing and may
+            not be made; one line that says which and what to do.
+    """
+    _declare(connection, EVENTS_EXCHANGE)
+    for queue in _TARGETS_FIRST:
+        _declare(connection, queue)
+    _declare_intake(connection)
+
+
+def unlimited(server: Mapping[str, Any]) -> dict[str, int]:
+    """The argument that means "no delivery limit" to this server, given its properties.
+
+    From 4.0 on the broker gives up after 20 deliveries unless told ``-1``; 3.x has no limit of its
+    own, and takes a negative one for zero: it would drop a message at its first return.
+    """
+    major = str(server.get("version", "")).partition(".")[0]
+    is_limiting = server.get("product") == "RabbitMQ" and major.isdecimal() and int(major) >= 4
+    return {"x-delivery-limit": -1} if is_limiting else {}
+
+
+def _declare_intake(connection: Connection) -> None:
+    limit = unlimited(getattr(connection.connection, "server_properties", None) or {})
+    arguments = {**(INTAKE_QUEUE.queue_arguments or {}), **limit}
+    try:
+        _declare(connection, Queue(INTAKE, INTAKE_QUEUE.exchange, "#", queue_arguments=arguments))
+    except ConfigurationError:
+        if not limit:
+            raise
+        _declare(connection, INTAKE_QUEUE)
+        _log.warning(
+            "queue made before RabbitMQ 4 keeps the broker's delivery limit: delete it when it is empty, "
+            "it is then made anew without one",
+            extra={"queue": INTAKE},
+        )
+
+
+def _declare(connection: Connection, thing: Queue | Exchange) -> None:
+    """Declare one queue (with its exchange and binding) or exchange, on a channel of its own.
+
+    The broker closes the channel of a declaration that it refuses.
+    """
+    kind = type(thing).__name__.lower()
+    try:
+        with connection.channel() as channel:
+            thing(channel).declare()
+    except PreconditionFailed as error:
+        raise ConfigurationError(
+            f"{kind} {thing.name} exists on the broker with other arguments ({error.reply_text}): "
+            "delete it, or name another vhost in WAYBILL_BROKER_URL"
+        ) from error
+    except AccessRefused:
+        _require(connection, thing, kind)
+
+
+def _require(connection: Connection, thing: Queue | Exchange, kind: str) -> None:
+    try:
+        with connection.channel() as channel:
+            if isinstance(thing, Queue):
+                thing(channel).queue_declare(passive=True)
+            else:
+                thing(channel).declare(passive=True)
+    except connection.channel_errors as error:
+        raise ConfigurationError(
+            f"{kind} {thing.name} is missing on the broker and this user may not make it: "
+            "grant configure permission, or declare it there"
+        ) from error

@@ -1,0 +1,74 @@
+"""The worker process: a Celery worker with a sweeper beside it. What its tasks do is in ``app``."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery, signals
+
+from models.container import Container
+from models.outbox import Outbox
+from models.settings import Settings
+from tasks.app import make_app
+from tasks.names import DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.sweeper import Sweeper
+
+ALL_QUEUES = (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
+
+_log = logging.getLogger("waybill.worker")
+
+
+def run(
+    settings: Settings,
+    *,
+    name: str = "worker",
+    queues: Sequence[str] = ALL_QUEUES,
+    concurrency: int | None = None,
+    pool: str = "prefork",
+) -> int:
+    """Run a Celery worker until SIGTERM or SIGINT, warm: tasks under way are finished.
+
+    Args:
+        settings: Read once, at the edge.
+        name: First half of its node name; the second is the host's.
+        queues: What it consumes. Reserve capacity per priority by running one worker for each.
+        concurrency: Processes or threads; the setting's where None.
+        pool: ``prefork`` or ``threads``.
+    """
+    app = make_app(settings)
+    sweeper = make_sweeper(settings, app)
+
+    def start_sweeping(**_: Any) -> None:
+        sweeper.start()
+
+    def stop_sweeping(**_: Any) -> None:
+        sweeper.stop()
+
+    signals.worker_ready.connect(start_sweeping, weak=False)
+    signals.worker_shutting_down.connect(stop_sweeping, weak=False)
+    signals.setup_logging.connect(_keep_our_logging, weak=False)
+    worker = app.Worker(
+        hostname=f"{name}@%h",
+        queues=list(queues),
+        concurrency=concurrency or settings.worker_concurrency,
+        pool=pool,
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        loglevel=settings.log_level,
+        optimization="fair",
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def make_sweeper(settings: Settings, app: Celery) -> Sweeper:
+    """A sweeper with a database pool of its own."""
+    container = Container(settings, role="sweeper", pool_size=2)
+    _ = container.registry  # a bad WAYBILL_RESOURCES is told at start, not at the first job
+    return Sweeper(container.database, container.ledger, Outbox(), app)
+
+
+def _keep_our_logging(**_: Any) -> None:
+    """Celery configures no logging of its own where this signal has a receiver."""
