@@ -94,7 +94,11 @@ class Jobs:
         """One page of jobs, newest first: the caller's own, an admin's all."""
         principal = request.principal
         given = request.query
-        question = ["jobs", str(principal.id), *(given.get(name) for name in ("state", "resource", "resourceId"))]
+        question = [
+            "jobs",
+            str(principal.id),
+            *(given.get(name) for name in ("state", "resource", "resourceId")),
+        ]
         before = None
         if "cursor" in given:
             before = UUID(self._cursors.read(question, given["cursor"], length=1)[0])

@@ -119,9 +119,7 @@ class Reads:
         lane = lane_key(resource.type.name, identifier)
         with self._database.snapshot() as connection:
             return bool(
-                self._ledger.lanes_in_use(
-                    connection, [lane], principal_id=None if sees_all else principal.id
-                )
+                self._ledger.lanes_in_use(connection, [lane], principal_id=None if sees_all else principal.id)
             )
 
     # ---- a list --------------------------------------------------------------------------

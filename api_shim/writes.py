@@ -87,7 +87,7 @@ class Writes:
             tag=name,
             permission=f"{name}:{operation.action}",
             parameters=WRITE_HEADERS[operation],
-            body={media_type: f"{name}.{schema}" for media_type in sorted(media_types)},
+            body=dict.fromkeys(sorted(media_types), f"{name}.{schema}"),
             answers=write_answers(operation, f"{name}.Read"),
             errors=WRITE_ERRORS[operation],
         )
