@@ -261,9 +261,12 @@ class Ledger:
             job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit}).all()
         ]
 
-    def lanes_in_use(self, connection: Connection, lanes: Sequence[int]) -> set[int]:
-        """Those of ``lanes`` that hold a job which is not final."""
-        return {row[0] for row in connection.execute(sql.LANES_IN_USE, {"lanes": array(lanes)}).all()}
+    def lanes_in_use(
+        self, connection: Connection, lanes: Sequence[int], *, principal_id: UUID | None = None
+    ) -> set[int]:
+        """Those of ``lanes`` that hold a queued or retrying job (of this principal, where one is given)."""
+        parameters = {"lanes": array(lanes), "principal_id": principal_id}
+        return {row[0] for row in connection.execute(sql.LANES_IN_USE, parameters).all()}
 
     def backlog(self, connection: Connection) -> list[tuple[JobState, Priority, int, float]]:
         """Open and scheduled jobs: state, priority, how many, and the age of the oldest in seconds."""

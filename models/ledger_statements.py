@@ -163,7 +163,9 @@ JOB_COLUMNS = (
 FIND = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")
 
 LANES_IN_USE = text("""
-SELECT DISTINCT lane FROM jobs WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
+SELECT DISTINCT lane FROM jobs
+WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
+  AND (CAST(:principal_id AS uuid) IS NULL OR principal_id = :principal_id)
 """)
 
 BACKLOG = text("""
