@@ -44,9 +44,7 @@ def _exchange(name: str, kind: str) -> Exchange:
 EVENTS_EXCHANGE = _exchange(EVENTS, "topic")
 
 CELERY_QUEUES = [
-    _quorum_queue(
-        name, Exchange(""), name, delivery_limit=DELIVERY_LIMIT, dead_letter_exchange=DEAD_MESSAGES
-    )
+    _quorum_queue(name, Exchange(""), name, delivery_limit=DELIVERY_LIMIT, dead_letter_exchange=DEAD_MESSAGES)
     for name in (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
 ]
 
