@@ -23,7 +23,7 @@ from models.errors import (
     internal_problem,
 )
 from models.log import REQUEST_ID
-from models.metrics import HTTP_SECONDS
+from models.metrics import HTTP_REQUEST_SECONDS
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -103,7 +103,7 @@ class App:
         key = (path, method, response.status)
         timer = self._timers.get(key)
         if timer is None:
-            timer = self._timers[key] = HTTP_SECONDS.labels(path, method, response.status)
+            timer = self._timers[key] = HTTP_REQUEST_SECONDS.labels(path, method, response.status)
         timer.observe(seconds)
         if _log.isEnabledFor(logging.DEBUG):
             milliseconds = round(seconds * 1000, 3)

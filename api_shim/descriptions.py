@@ -1,18 +1,18 @@
 """Words for OpenAPI that several routes share: headers, query parameters, answers. No behaviour."""
 
-from api_shim.router import Answer, Parameter
+from api_shim.router import Answer, JsonSchema, Parameter
 from models.job import JobState, Operation, Priority
 
 _UUID = {"type": "string", "format": "uuid"}
 _TIME = {"type": "string", "format": "date-time"}
 
 
-def header(name: str, description: str, schema: dict[str, object]) -> Parameter:
+def header(name: str, description: str, schema: JsonSchema) -> Parameter:
     """A request header."""
     return Parameter(name, "header", description, schema)
 
 
-def query(name: str, description: str, schema: dict[str, object]) -> Parameter:
+def query(name: str, description: str, schema: JsonSchema) -> Parameter:
     """A query parameter."""
     return Parameter(name, "query", description, schema)
 

@@ -17,14 +17,17 @@ code, pre { font: .875em/1.5 ui-monospace, monospace; } pre { overflow-x: auto; 
 pre, details { border: 1px solid var(--line); border-radius: .5rem; }
 pre { padding: .75rem; background: var(--soft); }
 details { margin: .5rem 0; padding: 0 .9rem; } details[open] { padding-bottom: .75rem; }
-summary { cursor: pointer; padding: .55rem 0; display: flex; gap: .75rem; align-items: baseline; flex-wrap: wrap; }
+summary { cursor: pointer; padding: .55rem 0; display: flex; gap: .75rem;
+  align-items: baseline; flex-wrap: wrap; }
 summary .path { font-weight: 600; } summary .what { opacity: .8; }
-.verb { min-width: 4.2rem; text-align: center; border-radius: .3rem; color: #fff; font: 600 .75rem/1.6 system-ui;
+.verb { min-width: 4.2rem; text-align: center; border-radius: .3rem; color: #fff;
+  font: 600 .75rem/1.6 system-ui;
   background: var(--get); } .POST { background: var(--post); } .PUT { background: var(--put); }
 .PATCH { background: var(--patch); } .DELETE { background: var(--delete); }
 .tag { font-size: .8rem; opacity: .75; margin-left: auto; }
 table { border-collapse: collapse; width: 100%; margin: .25rem 0 .75rem; }
-td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-top: 1px solid var(--line); }
+td, th { text-align: left; vertical-align: top;
+  padding: .3rem .6rem .3rem 0; border-top: 1px solid var(--line); }
 h4 { margin: .9rem 0 .2rem; }
 """
 
@@ -57,7 +60,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     permission = "no token" if operation.get("security") == [] else operation.get("x-permission", "any user")
     body = operation.get("requestBody", {}).get("content", {})
     return (
-        f'<details id="{escape(operation["operationId"])}"><summary><span class="verb {method}">{method}</span>'
+        f'<details id="{escape(operation["operationId"])}"><summary>'
+        f'<span class="verb {method}">{method}</span>'
         f'<code class="path">{escape(path)}</code><span class="what">{escape(operation["summary"])}</span>'
         f'<span class="tag">{escape(permission)}</span></summary>'
         + _table("Parameters", (_parameter_row(one) for one in operation["parameters"]))
@@ -89,7 +93,8 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
     text = escape(json.dumps(schema, indent=2, ensure_ascii=False))
     return (
         f'<details id="schema-{escape(name)}"><summary><code class="path">{escape(name)}</code>'
-        f'<span class="what">{_prose(schema.get("description", ""))}</span></summary><pre>{text}</pre></details>'
+        f'<span class="what">{_prose(schema.get("description", ""))}</span></summary>'
+        f"<pre>{text}</pre></details>"
     )
 
 

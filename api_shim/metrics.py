@@ -91,7 +91,7 @@ class Metrics:
         counters = REGISTRY
         if self._is_multiprocess:
             counters = CollectorRegistry()
-            MultiProcessCollector(counters)
+            MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
         return generate_latest(counters) + generate_latest(gauges)
 
     def routes(self) -> Iterator[Route]:

@@ -14,7 +14,7 @@ from api_shim.descriptions import RESPONSE_HEADERS
 from api_shim.docs_page import page
 from api_shim.http import Request, Response, json_response
 from api_shim.router import Answer, Route
-from models.errors import PROBLEM_MEDIA_TYPE
+from models.errors import PROBLEM_MEDIA_TYPE, Refusal
 from models.job import JobState, Operation, Priority
 from models.registry import Registry
 
@@ -24,7 +24,7 @@ _COMPONENTS = "#/components/schemas/"
 _UUID = {"type": "string", "format": "uuid"}
 _TIME = {"type": "string", "format": "date-time"}
 _OPTIONAL_TIME = {"type": ["string", "null"], "format": "date-time"}
-_CODES = ["Validation", "Unauthorized", "Forbidden", "NotFound", "MethodNotAllowed", "Conflict", "Gone", "PreconditionFailed", "PayloadTooLarge", "UnsupportedMediaType", "Unprocessable", "RateLimit", "Internal", "Unavailable"]
+_CODES = [*(refusal.code for refusal in Refusal.__subclasses__()), "Internal"]
 
 _PROBLEM = {
     "type": "object",
@@ -161,7 +161,8 @@ class Documentation:
 _CACHEABLE = (b"cache-control", b"public, max-age=60")
 _NOTHING_FOREIGN = (
     b"content-security-policy",
-    b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'",
 )
 
 

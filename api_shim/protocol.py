@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.errors import Invalid
 from models.job import to_json
-from models.metrics import BROKEN_REQUESTS
+from models.metrics import INVALID_REQUESTS
 
 MAX_HEAD_BYTES = 32 * 1024
 MAX_REQUEST_SECONDS = 20.0
@@ -71,7 +71,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _refuse(self, reason: str, message: str) -> None:
-        BROKEN_REQUESTS.labels(reason).inc()
+        INVALID_REQUESTS.labels(reason).inc()
         request_id = str(uuid4())
         body = to_json(Invalid(message).problem(request_id))
         head = (
@@ -102,7 +102,7 @@ class GuardedServer(Server):
             now = time.monotonic()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, GuardedProtocol) and connection.is_late(now):
-                    BROKEN_REQUESTS.labels("too_slow").inc()
+                    INVALID_REQUESTS.labels("too_slow").inc()
                     connection.transport.close()
         return await super().on_tick(counter)
 

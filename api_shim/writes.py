@@ -15,7 +15,7 @@ from api_shim.waiters import Waiters
 from models.errors import Refusal
 from models.intake import Answer, Intake, Receipt
 from models.job import Door, JobState, Operation, Priority, Submission
-from models.metrics import INTAKE_BATCH, JOBS_ACCEPTED
+from models.metrics import INTAKE_BATCH_SIZE, JOBS_ACCEPTED
 from models.registry import Registry, Resource
 
 _REPLAYED: Header = (b"idempotent-replayed", b"true")
@@ -97,7 +97,7 @@ def intake_batcher(intake: Intake, announcer: JobAnnouncer) -> Batcher[Submissio
     """Group commit: accepts what waits in one transaction, then announces it, off the event loop."""
 
     def accept(batch: Sequence[Submission]) -> Sequence[Answer]:
-        INTAKE_BATCH.observe(len(batch))
+        INTAKE_BATCH_SIZE.observe(len(batch))
         answers = intake.accept(batch)
         announcer.jobs(_fresh(answers))
         return answers
@@ -114,5 +114,5 @@ def _fresh(answers: Sequence[Answer]) -> dict[Priority, list[UUID]]:
             accepted += 1
             if answer.job.state is JobState.QUEUED:
                 due.setdefault(answer.job.priority, []).append(answer.job.id)
-    JOBS_ACCEPTED.labels(Door.HTTP).inc(accepted)
+    JOBS_ACCEPTED[Door.HTTP].inc(accepted)
     return due

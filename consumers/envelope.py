@@ -18,9 +18,7 @@ MAX_BODY_BYTES = 256 * 1024
 _MAX_INTEGER = 2**63 - 1
 
 _ROUTING_KEY = re.compile(r"([a-z][a-z0-9_-]{0,62})\.([a-z]+)")
-_RFC_3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-)
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
 _OUR_QUEUES = re.compile(r"waybill\.|celeryev\.|.*\.pidbox$", re.IGNORECASE | re.DOTALL)

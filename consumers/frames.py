@@ -78,7 +78,7 @@ def _written(values: dict[str, Any]) -> bytes:
             flags |= 0x8000 >> position
             formats += kind
             present.append(values[name])
-    written: bytes = dumps(formats, present)
+    written: bytes = dumps(formats, tuple(present))
     return pack(">H", flags) + written
 
 

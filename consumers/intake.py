@@ -25,7 +25,7 @@ from consumers.envelope import Arrival
 from consumers.link import Link
 from consumers.publisher import Outgoing, Publisher
 from consumers.replies import Rejection
-from models.errors import BrokerUnavailable, ConfigurationError, Refusal, Transient
+from models.errors import ConfigurationError, Refusal, Transient
 from models.intake import Answer, Intake, Receipt
 from models.job import JobState, Priority, Submission
 
@@ -137,7 +137,7 @@ class IntakeLoop:
         if rejected:
             letters = [replies.dead_letter(arrival, rejection) for arrival, rejection in rejected]
             self._until_done(link, "dead-letter queue", lambda: self._publisher.confirmed(letters))
-        for arrival, rejection in rejected:
+        for _, rejection in rejected:
             self._log.info(
                 "message refused",
                 extra={"reason": rejection.reason, "requestId": rejection.problem["requestId"]},
@@ -198,9 +198,10 @@ class IntakeLoop:
     def _announce(self, verdicts: Sequence[_Verdict]) -> None:
         ready: dict[Priority, list[UUID]] = {}
         for verdict in verdicts:
-            if isinstance(verdict, Receipt) and not verdict.is_replay:
-                if verdict.job.state is JobState.QUEUED:
-                    ready.setdefault(verdict.job.priority, []).append(verdict.job.id)
+            if not isinstance(verdict, Receipt) or verdict.is_replay:
+                continue
+            if verdict.job.state is JobState.QUEUED:
+                ready.setdefault(verdict.job.priority, []).append(verdict.job.id)
         self._announcer.jobs(ready)
 
     # ---- waiting without losing the link -----------------------------------------------

@@ -10,7 +10,7 @@ from kombu import Connection
 
 from consumers.envelope import Arrival
 from consumers.frames import tolerant_frame_handler
-from consumers.publisher import GLANCE_SECONDS, end, keep_alive
+from consumers.publisher import GLANCE_SECONDS, Wire, end, keep_alive
 from tasks.names import EXPIRED_INTAKE, INTAKE
 from tasks.topology import declare
 
@@ -67,6 +67,7 @@ class Link:
         self._connection = connection
         self._prefetch = prefetch
         self._clock = clock
+        self._wire: Wire = None
         self._channel: Any = None
         self._tags: dict[str, str] = {}
         self._arrived: deque[Arrival] = deque()
@@ -79,7 +80,8 @@ class Link:
             ConfigurationError: The broker has something else under one of our names.
         """
         declare(self._connection)
-        self._channel = self._connection.channel()
+        self._wire = self._connection.connection
+        self._channel = self._wire.channel()
         self._channel.auto_decode = False
         self._channel.basic_qos(0, self._prefetch, a_global=False)
         for queue in (INTAKE, EXPIRED_INTAKE):
@@ -89,9 +91,13 @@ class Link:
         """The messages that have arrived, in their order, at most ``limit``; waits only for the first."""
         if not self._arrived:
             self._read(wait_seconds)
-        while len(self._arrived) < limit and self._bytes_in_hand < MAX_BYTES_IN_HAND and self._read(GLANCE_SECONDS):
+        while (
+            len(self._arrived) < limit
+            and self._bytes_in_hand < MAX_BYTES_IN_HAND
+            and self._read(GLANCE_SECONDS)
+        ):
             pass
-        self._connection.heartbeat_check()
+        self._wire.heartbeat_tick()
         taken = [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
         self._bytes_in_hand -= sum(len(one.body) for one in taken)
         return taken
@@ -99,9 +105,9 @@ class Link:
     def keep_alive(self) -> None:
         """Exchange heartbeats while something else is at work; what arrives meanwhile is kept."""
         if self._bytes_in_hand < MAX_BYTES_IN_HAND:
-            keep_alive(self._connection)
+            keep_alive(self._wire)
         else:
-            self._connection.connection.send_heartbeat()
+            self._wire.send_heartbeat()
 
     def acknowledge(self, arrivals: list[Arrival]) -> None:
         """Acknowledge everything up to the last of ``arrivals``: all before it is settled already."""
@@ -113,7 +119,7 @@ class Link:
 
     def _read(self, wait_seconds: float) -> bool:
         try:
-            self._connection.drain_events(timeout=wait_seconds)
+            self._wire.drain_events(timeout=wait_seconds)
         except TimeoutError as error:
             if error.errno is not None:
                 raise

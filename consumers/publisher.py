@@ -15,9 +15,14 @@ from kombu import Connection
 from models.errors import BrokerUnavailable
 
 CONFIRM_TIMEOUT_SECONDS = 5.0
+_FAREWELL_SECONDS = 2.0
 
 GLANCE_SECONDS = 0.001
 """Long enough to see what has arrived. Not zero: py-amqp then spins until something does."""
+
+Wire = Any
+"""The ``amqp.Connection`` inside a kombu connection. Asked for a lost one, kombu silently makes another,
+without our channels: so we keep hold of the one we opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,7 @@ class Publisher:
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
         self._connection: Connection | None = None
+        self._wire: Wire = None
         self._confirming: Any = None
         self._plain: Any = None
         self._sent = 0
@@ -87,14 +93,14 @@ class Publisher:
         if self._connection is None:
             return
         try:
-            keep_alive(self._connection)
+            keep_alive(self._wire)
         except Exception:
             self.close()
 
     def close(self) -> None:
         """Let go of the connection."""
         connection, self._connection = self._connection, None
-        self._confirming = self._plain = None
+        self._wire = self._confirming = self._plain = None
         if connection is not None:
             end(connection)
 
@@ -102,12 +108,13 @@ class Publisher:
         if self._connection is not None:
             return
         self._connection = self._connect()
-        self._confirming = self._connection.channel()
+        self._wire = self._connection.connection
+        self._confirming = self._wire.channel()
         self._confirming.confirm_select()
         self._confirming.events["basic_ack"].add(self._on_ack)
         self._confirming.events["basic_nack"].add(self._on_nack)
         self._confirming.events["basic_return"].add(self._on_return)
-        self._plain = self._connection.channel()
+        self._plain = self._wire.channel()
         self._sent, self._unconfirmed = 0, set()
 
     @staticmethod
@@ -119,8 +126,8 @@ class Publisher:
 
     def _await_confirms(self) -> None:
         deadline = time.monotonic() + CONFIRM_TIMEOUT_SECONDS
-        while self._unconfirmed and self._connection is not None:
-            self._connection.drain_events(timeout=max(0.01, deadline - time.monotonic()))
+        while self._unconfirmed:
+            self._wire.drain_events(timeout=max(0.01, deadline - time.monotonic()))
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         self._settle(delivery_tag, multiple)
@@ -139,7 +146,7 @@ class Publisher:
             self._unconfirmed.discard(delivery_tag)
 
 
-def keep_alive(connection: Connection) -> None:
+def keep_alive(wire: Wire) -> None:
     """Take in what has arrived and exchange heartbeats.
 
     Raises:
@@ -147,16 +154,18 @@ def keep_alive(connection: Connection) -> None:
     """
     try:
         while True:
-            connection.drain_events(timeout=GLANCE_SECONDS)
+            wire.drain_events(timeout=GLANCE_SECONDS)
     except TimeoutError as error:
         if error.errno is not None:
             raise
-    connection.heartbeat_check()
+    wire.heartbeat_tick()
 
 
 def end(connection: Connection) -> None:
-    """Close a connection that may be broken."""
+    """Close a connection that may be broken; a broker that does not answer is not waited for long."""
     try:
+        if connection.connected:
+            connection.connection.sock.settimeout(_FAREWELL_SECONDS)
         connection.release()
     except Exception:
-        connection.collapse()
+        connection.collect()

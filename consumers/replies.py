@@ -110,7 +110,7 @@ def _kept(headers: Mapping[Any, Any]) -> dict[str, Any]:
         if isinstance(name, str) and name.lower() != "authorization"
     }
     try:
-        return kept if len(dumps("F", [kept])) <= MAX_HEADER_BYTES else {}
+        return kept if len(dumps("F", (kept,))) <= MAX_HEADER_BYTES else {}
     except Exception:
         return {}
 
