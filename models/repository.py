@@ -83,7 +83,8 @@ class TableRepository:
     def __init__(self, resource: ResourceType) -> None:
         self.resource = resource
         self.table = resource.table
-        self._names: list[str] = list(self.table.columns.keys())
+        # Plain texts: a reflected or quoted name is a subclass, which orjson takes for no key.
+        self._names: list[str] = [str(name) for name in self.table.columns.keys()]  # noqa: SIM118
 
     def load_many(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """See :class:`Repository`."""

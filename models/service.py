@@ -229,7 +229,7 @@ class ResourceService:
     def _patched(self, current: Row, payload: str) -> dict[str, Any]:
         schema = self.resource.update
         present = schema.model_construct(**{name: current[name] for name in schema.model_fields})
-        document = orjson.loads(present.model_dump_json(by_alias=True))
+        document = orjson.loads(present.model_dump_json(by_alias=True, warnings=False))
         merged = merge_patch.apply(document, orjson.loads(payload))
         return _validated(schema, orjson.dumps(merged)).model_dump()
 
