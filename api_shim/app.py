@@ -4,9 +4,9 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from uuid import uuid4
 
 from prometheus_client import Histogram
+from uuid_utils import uuid4
 
 from api_shim.authentication import Authentication
 from api_shim.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
