@@ -15,7 +15,8 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 MASK = "***"
 _SECRET_NAME = re.compile(
-    r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|\botp\b", re.IGNORECASE
+    r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|\botp\b",
+    re.IGNORECASE,
 )
 _SECRETS = (
     (re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]+"), "whsec_" + MASK),
@@ -50,7 +51,9 @@ class LineFormatter(JsonFormatter):
     def __init__(self) -> None:
         super().__init__(["message"], json_ensure_ascii=False)
 
-    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
         """See :class:`JsonFormatter`."""
         log_data["time"] = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         log_data["level"] = record.levelname
