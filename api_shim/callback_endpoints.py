@@ -89,7 +89,7 @@ class CallbackEndpointRoutes:
         location = (b"location", f"{_PATH}/{made.id}".encode())
         return json_response(201, {**made.document(), "secret": secret}, (location, NO_STORE))
 
-    async def list(self, request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """The caller's endpoints, oldest first."""
         items = await self._threads.call(self._of_owner, request.principal.id)
         documents = [item.document() for item in items]
@@ -141,7 +141,7 @@ class CallbackEndpointRoutes:
         yield Route(
             method="GET",
             path=_PATH,
-            handle=self.list,
+            handle=self.page,
             operation_id="list_callback_endpoints",
             summary="List your receivers",
             tag="callbacks",

@@ -1,18 +1,18 @@
 """Words for OpenAPI that several routes share: headers, query parameters, answers. No behaviour."""
 
-from api_shim.router import Answer, Parameter
+from api_shim.router import Answer, JsonSchema, Parameter
 from models.job import JobState, Operation, Priority
 
 _UUID = {"type": "string", "format": "uuid"}
 _TIME = {"type": "string", "format": "date-time"}
 
 
-def header(name: str, description: str, schema: dict[str, object]) -> Parameter:
+def header(name: str, description: str, schema: JsonSchema) -> Parameter:
     """A request header."""
     return Parameter(name, "header", description, schema)
 
 
-def query(name: str, description: str, schema: dict[str, object]) -> Parameter:
+def query(name: str, description: str, schema: JsonSchema) -> Parameter:
     """A query parameter."""
     return Parameter(name, "query", description, schema)
 
@@ -77,13 +77,17 @@ def write_answers(operation: Operation, schema: str) -> dict[int, Answer]:
 
 
 LIMIT = query("limit", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20})
-CURSOR = query("cursor", "`nextCursor` of the page before, with the same other parameters.", {"type": "string"})
+CURSOR = query(
+    "cursor", "`nextCursor` of the page before, with the same other parameters.", {"type": "string"}
+)
 MIN_VERSION = query(
     "minVersion",
     "Read your write: answer only with this version or a later one. Waits under `Prefer: wait`, else 409.",
     {"type": "integer", "minimum": 1},
 )
-SEARCH = query("q", "Case-insensitive, literal substring.", {"type": "string", "minLength": 1, "maxLength": 255})
+SEARCH = query(
+    "q", "Case-insensitive, literal substring.", {"type": "string", "minLength": 1, "maxLength": 255}
+)
 JOB_STATE = query("state", "Only jobs in this state.", {"type": "string", "enum": [str(s) for s in JobState]})
 JOB_RESOURCE = query("resource", "Only jobs on this resource.", {"type": "string", "maxLength": 63})
 JOB_RESOURCE_ID = query("resourceId", "Only jobs on this instance.", _UUID)

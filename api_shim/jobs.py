@@ -90,11 +90,15 @@ class Jobs:
         self._announcer.deliveries(deliveries)
         return outcomes.polled(cancelled)
 
-    async def list(self, request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """One page of jobs, newest first: the caller's own, an admin's all."""
         principal = request.principal
         given = request.query
-        question = ["jobs", str(principal.id), *(given.get(name) for name in ("state", "resource", "resourceId"))]
+        question = [
+            "jobs",
+            str(principal.id),
+            *(given.get(name) for name in ("state", "resource", "resourceId")),
+        ]
         before = None
         if "cursor" in given:
             before = UUID(self._cursors.read(question, given["cursor"], length=1)[0])
@@ -107,7 +111,7 @@ class Jobs:
             before=before,
             limit=limit + 1,
         )
-        jobs = await self._threads.call(self._page, wanted)
+        jobs = await self._threads.call(self._read_page, wanted)
         next_cursor = None
         if len(jobs) > limit:
             jobs.pop()
@@ -122,7 +126,7 @@ class Jobs:
             deliveries = self._ledger.cancel(connection, job_id)
             return self._ledger.find(connection, [job_id])[job_id], deliveries
 
-    def _page(self, wanted: JobQuery) -> Sequence[Job]:
+    def _read_page(self, wanted: JobQuery) -> list[Job]:
         with self._database.snapshot() as connection:
             return self._ledger.page(connection, wanted)
 
@@ -152,7 +156,7 @@ class Jobs:
         yield Route(
             method="GET",
             path=f"{BASE}/jobs",
-            handle=self.list,
+            handle=self.page,
             operation_id="list_jobs",
             summary="List jobs, newest first",
             tag="jobs",

@@ -45,15 +45,18 @@ class BacklogCollector(Collector):
         except Transient:
             return
         waiting = GaugeMetricFamily("waybill_jobs", "Jobs that are not final", labels=["state", "priority"])
-        open_ages = [0.0]
+        ages = dict.fromkeys(Priority, 0.0)
         for state, priority, count, age in backlog:
             waiting.add_metric([state, priority], count)
             if state is not JobState.SCHEDULED:
-                open_ages.append(age)
+                ages[priority] = max(ages[priority], age)
         yield waiting
-        yield GaugeMetricFamily(
-            "waybill_oldest_open_job_seconds", "Age of the oldest queued or retrying job", value=max(open_ages)
+        oldest = GaugeMetricFamily(
+            "waybill_oldest_open_job_seconds", "Age of the oldest queued or retrying job", labels=["priority"]
         )
+        for priority, age in ages.items():
+            oldest.add_metric([priority], age)
+        yield oldest
 
     def _backlog(self) -> Backlog:
         if self._now() - self._asked_at > _FRESH_SECONDS:
@@ -88,7 +91,7 @@ class Metrics:
         counters = REGISTRY
         if self._is_multiprocess:
             counters = CollectorRegistry()
-            MultiProcessCollector(counters)
+            MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
         return generate_latest(counters) + generate_latest(gauges)
 
     def routes(self) -> Iterator[Route]:

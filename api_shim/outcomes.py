@@ -30,7 +30,9 @@ def outcome(job: Job, request_id: str, headers: Sequence[Header] = ()) -> Respon
     if job.state is JobState.CANCELLED:
         return problem_response(Conflict("The job was cancelled").problem(request_id), headers)
     if job.state is JobState.EXPIRED:
-        return problem_response(Gone("The job expired before it could be applied").problem(request_id), headers)
+        return problem_response(
+            Gone("The job expired before it could be applied").problem(request_id), headers
+        )
     return problem_response(internal_problem(request_id), headers)
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from api_shim import descriptions, outcomes, query, request_headers
 from api_shim.batcher import Batcher
 from api_shim.http import Request, Response, json_response
-from api_shim.router import Answer, Route
+from api_shim.router import Answer, Parameter, Route
 from api_shim.submissions import check_role, instance_id
 from api_shim.threads import Threads
 from api_shim.waiters import Waiters
@@ -119,19 +119,17 @@ class Reads:
         lane = lane_key(resource.type.name, identifier)
         with self._database.snapshot() as connection:
             return bool(
-                self._ledger.lanes_in_use(
-                    connection, [lane], principal_id=None if sees_all else principal.id
-                )
+                self._ledger.lanes_in_use(connection, [lane], principal_id=None if sees_all else principal.id)
             )
 
     # ---- a list --------------------------------------------------------------------------
 
-    async def list(self, resource: Resource, request: Request) -> Response:
+    async def page(self, resource: Resource, request: Request) -> Response:
         """One page: what the caller may see, by a keyset that holds while others write."""
         principal = request.principal
         check_role(resource, Operation.READ, principal)
         page = self._page_query(resource, request, principal)
-        rows = await self._threads.call(self._page, resource, page)
+        rows = await self._threads.call(self._read_page, resource, page)
         next_cursor = None
         if len(rows) > page.limit - 1:
             rows.pop()
@@ -142,7 +140,7 @@ class Reads:
             200, b'{"items":[%b],"nextCursor":%b}' % (seen, to_json(next_cursor)), (_PRIVATE,)
         )
 
-    def _page(self, resource: Resource, page: PageQuery) -> list[Row]:
+    def _read_page(self, resource: Resource, page: PageQuery) -> list[Row]:
         with self._database.snapshot() as connection:
             return resource.repository.page(connection, page)
 
@@ -176,7 +174,7 @@ class Reads:
             yield Route(
                 method="GET",
                 path=path,
-                handle=partial(self.list, resource),
+                handle=partial(self.page, resource),
                 operation_id=f"list_{name}".replace("-", "_"),
                 summary=f"List {name}",
                 tag=name,
@@ -224,7 +222,7 @@ def load_batcher(database: Database, registry: Registry) -> Batcher[Instance, Ro
     return Batcher("loads", load)
 
 
-def _list_parameters(resource: Resource) -> tuple[descriptions.Parameter, ...]:
+def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
     sort = descriptions.query(
         "sort",
         "The order; `-` reverses it.",

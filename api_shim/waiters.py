@@ -57,7 +57,12 @@ class Waiters:
     """
 
     def __init__(
-        self, database: Database, ledger: Ledger, read: Read, *, reread_after: timedelta = timedelta(seconds=1)
+        self,
+        database: Database,
+        ledger: Ledger,
+        read: Read,
+        *,
+        reread_after: timedelta = timedelta(seconds=1),
     ) -> None:
         self._database = database
         self._ledger = ledger

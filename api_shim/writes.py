@@ -14,7 +14,7 @@ from api_shim.submissions import read_wish
 from api_shim.waiters import Waiters
 from models.errors import Refusal
 from models.intake import Answer, Intake, Receipt
-from models.job import JobState, Operation, Priority, Submission
+from models.job import Door, JobState, Operation, Priority, Submission
 from models.metrics import INTAKE_BATCH_SIZE, JOBS_ACCEPTED
 from models.registry import Registry, Resource
 
@@ -87,7 +87,7 @@ class Writes:
             tag=name,
             permission=f"{name}:{operation.action}",
             parameters=WRITE_HEADERS[operation],
-            body={media_type: f"{name}.{schema}" for media_type in sorted(media_types)},
+            body=dict.fromkeys(sorted(media_types), f"{name}.{schema}"),
             answers=write_answers(operation, f"{name}.Read"),
             errors=WRITE_ERRORS[operation],
         )
@@ -114,5 +114,5 @@ def _fresh(answers: Sequence[Answer]) -> dict[Priority, list[UUID]]:
             accepted += 1
             if answer.job.state is JobState.QUEUED:
                 due.setdefault(answer.job.priority, []).append(answer.job.id)
-    JOBS_ACCEPTED["http"].inc(accepted)
+    JOBS_ACCEPTED[Door.HTTP].inc(accepted)
     return due
