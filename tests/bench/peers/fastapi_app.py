@@ -2,17 +2,18 @@
 
 The row is committed as ``queued``; the worker makes it ``ACTIVE`` with a commit of its own. No
 authentication, no idempotency, no history: it does less than Waybill, in its own favour. The route is
-a plain ``def``, as FastAPI's documentation says for a blocking database driver.
+a plain ``def``, as FastAPI's documentation says for a blocking database driver. It opens its session
+itself: as a dependency with ``yield`` it starves at 64 connections, where 40 threads wait for the 15
+connections of SQLAlchemy's default pool and none is left to close a session (seen: 500 after 30 s).
+It knows the id beforehand, so that nothing is read again after the commit.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 from celery import Celery
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
-from sqlalchemy import orm
 
 from tests.bench.peers.entity import BROKER_URL, Entity, Session
 
@@ -35,11 +36,6 @@ class Accepted(BaseModel):
     status: str
 
 
-def open_session() -> Iterator[orm.Session]:
-    with Session() as session:
-        yield session
-
-
 @celery_app.task
 def apply_entity(entity_id: str) -> None:
     with Session() as session:
@@ -49,11 +45,12 @@ def apply_entity(entity_id: str) -> None:
 
 
 @app.post("/api/v1/entities", status_code=202)
-def create_entity(body: EntityCreate, session: Annotated[orm.Session, Depends(open_session)]) -> Accepted:
-    entity = Entity(
-        name=body.name, description=body.description, metadata_=body.metadata, status="queued"
-    )
-    session.add(entity)
-    session.commit()
-    apply_entity.apply_async(args=[str(entity.id)])
-    return Accepted(id=entity.id, status=entity.status)
+def create_entity(body: EntityCreate) -> Accepted:
+    entity_id = uuid4()
+    entity = Entity(id=entity_id, name=body.name, description=body.description, status="queued")
+    entity.metadata_ = body.metadata
+    with Session() as session:
+        session.add(entity)
+        session.commit()
+    apply_entity.apply_async(args=[str(entity_id)])
+    return Accepted(id=entity_id, status="queued")
