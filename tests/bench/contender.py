@@ -1,7 +1,7 @@
 """What a contender is: something that takes rows in and applies them. Waybill and each peer implement it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol

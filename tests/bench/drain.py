@@ -44,8 +44,7 @@ def drain(
 ) -> DrainResult:
     """One turn: fresh database, ``count`` jobs handed in, workers launched, all rows awaited.
 
-    Args:
-        beside: Entered right after the launch, for a profiler.
+    ``beside`` is entered right after the launch: room for a profiler.
     """
     contender.reset()
     contender.enqueue(count)

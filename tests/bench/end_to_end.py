@@ -36,10 +36,11 @@ class EndToEndResult:
 
     def __str__(self) -> str:
         load = self.load
+        client_cpu = load.cpu_seconds / sum(load.statuses.values()) * 1e6
         return (
             f"{self.applied_rate:9,.0f} jobs/s (answered {load.answered_per_second:,.0f}/s, "
             f"p50 {load.p50_ms:.1f} p95 {load.p95_ms:.1f} p99 {load.p99_ms:.1f} ms, "
-            f"client CPU {load.cpu_seconds / sum(load.statuses.values()) * 1e6:.0f} µs/request)   {self.proof}"
+            f"client CPU {client_cpu:.0f} µs/request)   {self.proof}"
         )
 
 

@@ -20,6 +20,8 @@ from sqlalchemy import make_url
 from tests.bench.processes import BenchFailure, free_port, is_listening, run, running, wait_until
 
 RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+# Idle Erlang schedulers spin by default, and would take the cores from whoever is measured.
+QUIET_SCHEDULERS = "+sbwt none +sbwtdcpu none +sbwtdio none"
 UNPRIVILEGED = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
 
 
@@ -41,7 +43,7 @@ class Servers:
         return make_url(self.database_url).set(database=name).render_as_string(hide_password=False)
 
     def recreate_database(self, name: str) -> None:
-        """Give ``name`` a fresh database, and let nobody pay for the write-ahead log of whoever ran before."""
+        """Give ``name`` a fresh database; nobody pays for the write-ahead log of who ran before."""
         with self.connect() as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             connection.execute(f'CREATE DATABASE "{name}"')
@@ -59,7 +61,7 @@ class Servers:
         with Connection(self.broker_url) as broker:
             for queue in queues:
                 with contextlib.suppress(*broker.channel_errors), broker.channel() as channel:
-                    channel.queue_purge(queue)
+                    channel.queue_purge(queue)  # type: ignore[attr-defined]  # kombu's stubs lack it
 
 
 @contextmanager
@@ -94,9 +96,12 @@ def postgres(directory: Path) -> Iterator[str]:
     if user:
         shutil.chown(directory, "nobody", "nogroup")
     port, data = free_port(), directory / "data"
-    run([*user, f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust"], {"HOME": "/tmp"})
+    run(
+        [*user, f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust"],
+        {"HOME": str(directory)},
+    )
     argv = [*user, f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", str(directory)]
-    with running(argv, {"HOME": "/tmp"}, directory.parent / "postgres.log"):
+    with running(argv, {"HOME": str(directory)}, directory.parent / "postgres.log"):
         wait_until(lambda: is_listening(port), "PostgreSQL")
         url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
         wait_until(lambda: _answers(Servers(url, "")), "PostgreSQL")
@@ -123,7 +128,9 @@ def _answers(server: Servers) -> bool:
 def rabbitmq(directory: Path) -> Iterator[str]:
     """A RabbitMQ of this machine's package on free loopback ports, with an epmd of its own."""
     if not Path(RABBITMQ_SERVER).exists():
-        raise BenchFailure("RabbitMQ is missing: apt-get install rabbitmq-server, or name one by --broker-url")
+        raise BenchFailure(
+            "RabbitMQ is missing: apt-get install rabbitmq-server, or name one by --broker-url"
+        )
     home = directory / "home"
     home.mkdir(parents=True)
     port = free_port()
@@ -135,7 +142,8 @@ def rabbitmq(directory: Path) -> Iterator[str]:
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(port + 1),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": QUIET_SCHEDULERS
+        + " -kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
         "ERL_EPMD_PORT": str(port + 2),
         "ERL_EPMD_ADDRESS": "127.0.0.1",

@@ -52,5 +52,5 @@ def create_entity(body: EntityCreate) -> Accepted:
     with Session() as session:
         session.add(entity)
         session.commit()
-    apply_entity.apply_async(args=[str(entity_id)])
+    apply_entity.apply_async(args=(str(entity_id),))
     return Accepted(id=entity_id, status="queued")
