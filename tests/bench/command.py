@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from models.errors import ConfigurationError
 from tests.bench import ceiling, contender, report
 from tests.bench.contender import Contender
 from tests.bench.drain import DrainResult, drain
@@ -63,7 +64,7 @@ def bench(
     """
     given = {"database_url": database_url, "broker_url": broker_url, "redis_url": redis_url}
     try:
-        with working_directory(keep_logs) as directory, servers(given, directory) as running:
+        with working_directory(keep_logs) as directory, servers(given) as running:
             report.describe_surroundings(running)
             ours = Waybill(running, directory)
             if only != "e2e":
@@ -71,7 +72,7 @@ def bench(
             if only != "drain":
                 counts = (requests, peer_requests)
                 _end_to_end(running, directory, ours, rounds, counts, connections, peers_only, profile)
-    except BenchFailure as failure:
+    except (BenchFailure, ConfigurationError) as failure:
         raise click.ClickException(str(failure)) from failure
 
 
@@ -128,7 +129,7 @@ def _end_to_end(
 
 
 def working_directory(keep: Path | None) -> AbstractContextManager[Path]:
-    """Where servers and logs live: a temporary directory, or one that stays."""
+    """Where the logs and Waybill's data are: a temporary directory, or one that stays."""
     if keep is None:
         return _temporary_directory()
     keep.mkdir(parents=True, exist_ok=True)
@@ -138,10 +139,4 @@ def working_directory(keep: Path | None) -> AbstractContextManager[Path]:
 @contextmanager
 def _temporary_directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="waybill-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)  # PostgreSQL runs as another user when we are root
-        yield directory
-
-
-if __name__ == "__main__":
-    bench()
+        yield Path(name)

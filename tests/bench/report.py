@@ -16,7 +16,14 @@ from tests.bench.load import Outcome
 from tests.bench.servers import Servers
 
 PACKAGES = ("celery", "kombu", "dramatiq", "fastapi", "starlette", "uvicorn", "sqlalchemy", "psycopg")
-POSTGRES_SETTINGS = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
+POSTGRES_SETTINGS = (
+    "server_version",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "shared_buffers",
+    "max_wal_size",
+)
 
 
 class Result(Protocol):
