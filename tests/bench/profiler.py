@@ -1,7 +1,9 @@
 """py-spy beside a turn of ours: one SVG flame graph and one folded-stack file per process tree."""
 
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ def profiled(pids: Mapping[str, int], directory: Path, label: str) -> Iterator[N
     ]
     time.sleep(0.5)
     if any(recorder.poll() for recorder in recorders):
-        raise BenchFailure("py-spy cannot attach: run as root, or pip install py-spy")
+        raise BenchFailure("py-spy cannot attach: run as root, or set kernel.yama.ptrace_scope=0")
     try:
         yield
     finally:
@@ -39,6 +41,16 @@ def profiled(pids: Mapping[str, int], directory: Path, label: str) -> Iterator[N
 
 
 def _record(pid: int, output: Path, form: str) -> subprocess.Popen[bytes]:
-    argv = ["py-spy", "record", "--pid", str(pid), "--subprocesses", "--format", form]
+    # Not blocking: two recorders may look at one process, and neither stops it to look.
+    argv = [_py_spy(), "record", "--pid", str(pid), "--subprocesses", "--nonblocking", "--format", form]
     argv += ["--rate", str(SAMPLES_PER_SECOND), "--duration", "unlimited", "--output", str(output)]
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _py_spy() -> str:
+    """The program beside this interpreter, else the one on the path."""
+    beside = Path(sys.executable).with_name("py-spy")
+    program = str(beside) if beside.exists() else shutil.which("py-spy")
+    if program is None:
+        raise BenchFailure("py-spy is missing: install the development dependencies")
+    return program
