@@ -13,10 +13,8 @@ from models.container import Container
 from models.outbox import Outbox
 from models.settings import Settings
 from tasks.app import make_app
-from tasks.names import DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.names import ALL_QUEUES
 from tasks.sweeper import Sweeper
-
-ALL_QUEUES = (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
 
 
 def run(
@@ -107,5 +105,5 @@ class ThreadedWorker:
 
     def stop(self, timeout_seconds: float = 8) -> None:
         """Finish the tasks under way, then stop."""
-        state.should_stop = EX_OK
+        state.should_stop = EX_OK  # type: ignore[assignment] # the stubs know only its first value
         self._thread.join(timeout_seconds)
