@@ -14,6 +14,7 @@ from tests.bench.contender import Contender
 from tests.bench.figures import Spread, ratios
 from tests.bench.load import Outcome
 from tests.bench.servers import Servers
+from tests.bench.strangers import Strangers
 
 PACKAGES = ("celery", "kombu", "dramatiq", "fastapi", "starlette", "uvicorn", "sqlalchemy", "psycopg")
 POSTGRES_SETTINGS = (
@@ -76,10 +77,11 @@ def run_rounds(
         print(f"  {contender.name:16} {contender.setup}")
     for number in range(1, rounds + 1):
         for contender in contenders:
+            strangers = Strangers()
             result = turn(contender)
             figures[contender.name].append(result.figure)
-            load = os.getloadavg()[0]
-            print(f"  round {number}  {contender.name:16} {result}   load {load:.2f}", flush=True)
+            noise = f"load {os.getloadavg()[0]:.1f}, strangers {strangers.share():.0%} of CPU"
+            print(f"  round {number}  {contender.name:16} {result}   {noise}", flush=True)
     return figures
 
 
