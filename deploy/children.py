@@ -35,9 +35,8 @@ FULL = (
 no priority waits for another, and no slow callback for a job."""
 
 STOP_PHASES: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("api",), 3.0),
-    (("consumer",), 2.0),
-    (("worker", "flower"), 5.0),
+    (("api", "consumer"), 4.0),
+    (("worker", "flower"), 6.0),
     (("rabbitmq", "redis", "postgres"), 8.0),
 )
 """Who ends together, and the seconds they get: 18 in all at the worst, of the 20 that are promised.

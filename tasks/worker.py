@@ -1,5 +1,6 @@
 """The worker process: a Celery worker with a sweeper beside it. What its tasks do is in ``app``."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,7 @@ def run(
         pool: ``prefork`` or ``threads``.
     """
     log.configure(settings.log_level)
+    quieten()
     app = make_app(settings)
     sweeper = make_sweeper(settings, app)
 
@@ -72,6 +74,12 @@ def make_sweeper(settings: Settings, app: Celery) -> Sweeper:
 
 def _keep_our_logging(**_: Any) -> None:
     """Celery configures no logging of its own where this signal has a receiver."""
+
+
+def quieten() -> None:
+    """Leave out Celery's two lines a message: what became of its jobs is logged by the applier."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class ThreadedWorker:
