@@ -1,8 +1,7 @@
 """The embedded platform: API, worker threads, sweeper and Flower in one process, on ``memory://``."""
 
-from api_shim.main import serve
-
 from api_shim.health import ReadinessCheck
+from api_shim.main import serve
 from deploy.flower import start_in_thread
 from models import log
 from models.settings import Settings

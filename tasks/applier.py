@@ -110,7 +110,7 @@ class Applier:
                 facts = {"jobId": str(outcome.job_id), "requestId": error.get("requestId")}
                 _log.info("job %s", outcome.state, extra={**facts, "reason": error.get("message")})
         if outcomes:
-            _log.info("jobs applied", extra={"announced": announced, "finished": len(outcomes)})
+            _log.debug("jobs applied", extra={"announced": announced, "finished": len(outcomes)})
 
     # ---- sets --------------------------------------------------------------------------
 
