@@ -37,6 +37,9 @@ find_python() {
     return 1
 }
 
+# The system's certificates count for uv as they do for pip: company proxies have their own.
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1} UV_NATIVE_TLS=${UV_NATIVE_TLS:-1}
+
 find_uv() {
     command -v uv 2>/dev/null && return 0
     [ -x "${HOME:-/nonexistent}/.local/bin/uv" ] && echo "$HOME/.local/bin/uv"
@@ -67,7 +70,7 @@ make_empty_venv() {
     [ -w "$venv" ] || fail "cannot write $venv: set WAYBILL_VENV to a directory that you own"
     rm -rf "${venv:?}"/* "$venv"/.waybill-*
     : >"$venv/.waybill"
-    if [ -n "$uv" ] && "$uv" venv -q --allow-existing --seed --python "$python" "$venv" >&2; then
+    if [ -n "$uv" ] && "$uv" venv -q --allow-existing --python "$python" "$venv" >&2; then
         return 0
     fi
     if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then

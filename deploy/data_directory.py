@@ -32,6 +32,7 @@ class DataDirectory:
         self.run = self.path / "run"
         self.secrets = self.path / "secrets"
         self.log = self.path / "log"
+        self.metrics = self.run / "metrics"
 
     @property
     def digest(self) -> str:
@@ -63,6 +64,11 @@ class DataDirectory:
                 f"the data directory {self.path} cannot be used ({error.strerror}: {error.filename}): "
                 "mend its owner and mode, or set WAYBILL_DATA_DIR to a directory that you own"
             ) from error
+
+    def empty_metrics(self) -> None:
+        """Make the room where processes add up their metrics, without those of an earlier start."""
+        shutil.rmtree(self.metrics, ignore_errors=True)
+        self.metrics.mkdir(mode=0o700)
 
     def require_free(self, mebibytes: int, where: Path | None = None) -> None:
         """See that the disk has room.

@@ -7,6 +7,7 @@ table and hands the request on with a credential that only this process knows.
 import asyncio
 import logging
 import secrets
+import signal
 import threading
 import time
 from base64 import b64decode, b64encode
@@ -35,7 +36,6 @@ from tasks.publisher import Publisher
 REMEMBERED_SECONDS = 60.0
 """How long a verified password is taken without hashing it again (Argon2 takes 150 ms)."""
 
-_QUEUES = (*names.JOB_QUEUES.values(), names.DELIVERIES_QUEUE)
 _INTAKE_QUEUES = (names.INTAKE, names.DEAD_INTAKE, names.DEAD_MESSAGES)
 _log = logging.getLogger("waybill.flower")
 
@@ -73,7 +73,7 @@ class AdminGate:
         return True
 
 
-class GuardedFlower(Flower):
+class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
     """Flower whose every request passes the gate first.
 
     Args:
@@ -100,7 +100,7 @@ class _QueuesView(BrokerView):  # type: ignore[misc]
     """The Broker page: all of our queues, also on the broker that lives in this process."""
 
     def get_active_queue_names(self) -> list[str]:
-        return [*_QUEUES, *(_INTAKE_QUEUES if self.application.transport == "amqp" else ())]
+        return [*names.ALL_QUEUES, *(_INTAKE_QUEUES if self.application.transport == "amqp" else ())]
 
     def get_broker(self) -> Any:
         return super().get_broker() if self.application.transport == "amqp" else _LocalQueues(self.capp)
@@ -122,16 +122,19 @@ class _LocalQueues:
             publisher.close()
 
 
-def run(settings: Settings) -> None:
-    """Serve Flower until SIGTERM or SIGINT."""
+def run(settings: Settings) -> int:
+    """Serve Flower until SIGTERM or SIGINT; the exit status."""
     log.configure(settings.log_level)
-    flower = make_flower(settings, make_app(settings), IOLoop.current())
+    loop = IOLoop.current()
+    flower = make_flower(settings, make_app(settings), loop)
+    signal.signal(signal.SIGTERM, lambda *_: loop.add_callback_from_signal(loop.stop))
     try:
         flower.start()
     except KeyboardInterrupt:
         pass
     finally:
         flower.stop()
+    return 0
 
 
 def start_in_thread(settings: Settings, app: Celery) -> GuardedFlower:

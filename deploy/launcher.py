@@ -75,7 +75,9 @@ class Launcher:
         environment = children.child_environment(self._settings, os.environ)
         if demo_jobs is not None:
             environment["WAYBILL_RATE_LIMITS"] = "off"
+            environment.setdefault("WAYBILL_LOG_LEVEL", "WARNING")  # the progress is what one wants to see
         write_run_file(self._directory, environment)
+        self._directory.empty_metrics()
         with self._stop.interrupts():
             password = schema.prepare(self._settings)
         try:

@@ -7,14 +7,16 @@ from models import log
 from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.app import make_app
-from tasks.worker import ThreadedWorker, make_sweeper
+from tasks.worker import ThreadedWorker, make_sweeper, quieten
 
-GRACE_SECONDS = 8
+GRACE_SECONDS = 3
+"""For tasks under way; whatever is cut off was one transaction, and is announced again."""
 
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     log.configure(settings.log_level)
+    quieten()
     app = make_app(settings)
     announcer = Announcer(app)
     sweeper = make_sweeper(settings, app)

@@ -4,36 +4,67 @@
 """
 
 import importlib
+import sys
 from collections.abc import Callable
-from typing import cast
+from typing import NoReturn
 
 import click
 
 from deploy.parent import die_with_launcher
-from models.settings import Settings, load_settings
+from models.settings import load_settings
+from tasks.names import ALL_QUEUES
 
 _MAINS = {
     "api": "api_shim.main",
-    "worker": "tasks.main",
+    "worker": "tasks.worker",
     "consumer": "consumers.main",
     "flower": "deploy.flower",
     "node": "deploy.node",
 }
-"""Each module has ``run(settings) -> None``. Imported when asked for: one process needs only one of them."""
+"""Each module has ``run(settings, …) -> int``. Imported when asked for: one process needs one of them."""
 
 
-def _command(name: str, purpose: str) -> click.Command:
-    @click.command(name, help=purpose)
-    def command() -> None:
-        die_with_launcher()
-        run = cast(Callable[[Settings], None], importlib.import_module(_MAINS[name]).run)
-        run(load_settings())
-
-    return command
+def _serve(command: str, /, **options: object) -> NoReturn:
+    die_with_launcher()
+    run: Callable[..., int] = importlib.import_module(_MAINS[command]).run
+    sys.exit(run(load_settings(), **options))
 
 
-api = _command("api", "Serve the HTTP API.")
-worker = _command("worker", "Run a Celery worker (prefork) that applies jobs, delivers outcomes and sweeps.")
-consumer = _command("consumer", "Take in jobs from AMQP (the queue waybill.intake).")
-flower = _command("flower", "Serve Flower, behind the admin's email and password.")
-node = _command("node", "API, worker threads, sweeper and Flower in one process, on memory://.")
+@click.command()
+def api() -> None:
+    """Serve the HTTP API."""
+    _serve("api")
+
+
+@click.command()
+@click.option("--name", default="worker", show_default=True, help="First half of its node name.")
+@click.option("--queues", default=",".join(ALL_QUEUES), show_default=True, help="What it consumes.")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Default: WAYBILL_WORKER_CONCURRENCY.")
+@click.option("--pool", type=click.Choice(["prefork", "threads"]), default="prefork", show_default=True)
+def worker(name: str, queues: str, concurrency: int | None, pool: str) -> None:
+    """Run a Celery worker that applies jobs, sends deliveries and sweeps.
+
+    One worker on all queues is no priority: to reserve capacity, run one worker for each queue.
+    """
+    unknown = set(queues.split(",")) - set(ALL_QUEUES)
+    if unknown:
+        raise click.UsageError(f"no such queue: {', '.join(sorted(unknown))}")
+    _serve("worker", name=name, queues=queues.split(","), concurrency=concurrency, pool=pool)
+
+
+@click.command()
+def consumer() -> None:
+    """Take in jobs from AMQP (the queue waybill.intake)."""
+    _serve("consumer")
+
+
+@click.command()
+def flower() -> None:
+    """Serve Flower, behind the admin's email and password."""
+    _serve("flower")
+
+
+@click.command()
+def node() -> None:
+    """API, worker threads, sweeper and Flower in one process, on memory://."""
+    _serve("node")

@@ -130,11 +130,13 @@ class Supervisor:
         """End everything, phase after phase; what does not end in its time is killed.
 
         Args:
-            phases: Kinds that end together, and the seconds that they get. What no phase names ends last.
+            phases: Kinds that end together, and the seconds that they get. What is of several kinds
+                ends with the last of them; what no phase names ends last.
         """
         remaining = list(self._entries)
-        for kinds, grace_seconds in [*phases, (KINDS, 5.0)]:
-            leaving = [entry for entry in remaining if set(entry.kinds) & set(kinds)]
+        for place, (kinds, grace_seconds) in enumerate([*phases, (KINDS, 5.0)]):
+            later = {kind for others, _ in phases[place + 1 :] for kind in others}
+            leaving = [one for one in remaining if set(one.kinds) & set(kinds) and not set(one.kinds) & later]
             remaining = [entry for entry in remaining if entry not in leaving]
             self._stop_together(leaving, grace_seconds)
         self._entries.clear()

@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import ConfigurationError
 
-MEMORY_BROKER = "memory://"
+MEMORY = "memory://"
+MEMORY_BROKER = "memory://localhost/"
+"""Celery's broker where none is named. kombu warns at each connection unless a host is."""
 
 
 class Settings(BaseSettings):
@@ -60,7 +62,7 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _amqp_scheme(cls, url: str) -> str:
-        if url and not url.startswith(("amqp://", "amqps://", "pyamqp://", MEMORY_BROKER)):
+        if url and not url.startswith(("amqp://", "amqps://", "pyamqp://", MEMORY)):
             raise ValueError("must begin with amqp:// or amqps://, or be memory://")
         return url
 
@@ -86,7 +88,7 @@ class Settings(BaseSettings):
     @property
     def has_broker(self) -> bool:
         """Whether a real broker is named; without one Celery runs on ``memory://`` in one process."""
-        return bool(self.broker_url) and not self.broker_url.startswith(MEMORY_BROKER)
+        return bool(self.broker_url) and not self.broker_url.startswith(MEMORY)
 
 
 def load_settings(*, with_run_file: bool = True, **overrides: Any) -> Settings:

@@ -55,7 +55,7 @@ def _uuids(texts: list[str]) -> list[UUID]:
 
 def _configuration(settings: Settings) -> dict[str, Any]:
     return {
-        "broker_url": settings.broker_url or MEMORY_BROKER,
+        "broker_url": settings.broker_url if settings.has_broker else MEMORY_BROKER,
         "broker_heartbeat": 10,
         "broker_connection_timeout": 3,
         "broker_connection_retry_on_startup": True,

@@ -97,9 +97,20 @@ class Applier:
                 self._apply_alone(job_id, applied, is_suspect=True)
         else:
             self._apply_or_split(list(job_ids), applied)
-        for outcome in applied.outcomes:
-            metrics.JOBS_FINISHED[outcome.state].inc()
+        self._tell(applied.outcomes, announced=len(job_ids))
         return applied
+
+    @staticmethod
+    def _tell(outcomes: Sequence[Outcome], *, announced: int) -> None:
+        """Count outcomes; log each that is not a success, and a line for the lot."""
+        for outcome in outcomes:
+            metrics.JOBS_FINISHED[outcome.state].inc()
+            if outcome.state is not JobState.SUCCEEDED:
+                error = outcome.error or {}
+                facts = {"jobId": str(outcome.job_id), "requestId": error.get("requestId")}
+                _log.info("job %s", outcome.state, extra={**facts, "reason": error.get("message")})
+        if outcomes:
+            _log.debug("jobs applied", extra={"announced": announced, "finished": len(outcomes)})
 
     # ---- sets --------------------------------------------------------------------------
 

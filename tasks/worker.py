@@ -1,5 +1,6 @@
 """The worker process: a Celery worker with a sweeper beside it. What its tasks do is in ``app``."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,8 @@ from models.container import Container
 from models.outbox import Outbox
 from models.settings import Settings
 from tasks.app import make_app
-from tasks.names import DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.names import ALL_QUEUES
 from tasks.sweeper import Sweeper
-
-ALL_QUEUES = (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
 
 
 def run(
@@ -37,6 +36,7 @@ def run(
         pool: ``prefork`` or ``threads``.
     """
     log.configure(settings.log_level)
+    quieten()
     app = make_app(settings)
     sweeper = make_sweeper(settings, app)
 
@@ -76,6 +76,12 @@ def _keep_our_logging(**_: Any) -> None:
     """Celery configures no logging of its own where this signal has a receiver."""
 
 
+def quieten() -> None:
+    """Leave out Celery's two lines a message: what became of its jobs is logged by the applier."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 class ThreadedWorker:
     """A Celery worker on threads inside this process, for ``memory://``, whose queues are local to it.
 
@@ -107,5 +113,5 @@ class ThreadedWorker:
 
     def stop(self, timeout_seconds: float = 8) -> None:
         """Finish the tasks under way, then stop."""
-        state.should_stop = EX_OK
+        state.should_stop = EX_OK  # type: ignore[assignment] # the stubs know only its first value
         self._thread.join(timeout_seconds)

@@ -143,6 +143,18 @@ def test_success_of_the_probe_closes_and_leaves_no_row(engine: Engine) -> None:
         assert BreakerBoard(connection).states() == {}
 
 
+def test_probe_of_one_dependency_leaves_the_others_theirs(engine: Engine) -> None:
+    fail(engine, THRESHOLD)
+    with engine.begin() as connection:
+        for _ in range(THRESHOLD):
+            BreakerBoard(connection).record_failure("other.example.com:443", NOW)
+
+    assert claim(engine, NOW + FIRST_REST)
+
+    with engine.begin() as connection:
+        assert BreakerBoard(connection).claim_probe("other.example.com:443", NOW + FIRST_REST)
+
+
 def test_one_dependency_says_nothing_about_another(engine: Engine) -> None:
     fail(engine, THRESHOLD)
 

@@ -42,6 +42,7 @@ INSIDE_URLS = [
     "https://printer.local/",
     "https://db.internal/",
     "https://nas.home.arpa/",
+    "https://home.arpa/",
     "https://box.localdomain/",
 ]
 """Refused, except where private addresses are allowed."""
@@ -284,6 +285,26 @@ def test_ordinary_url_passes_in_its_one_spelling(url: str, expected: CallbackUrl
         assert ip_address(found.host) == ip_address(expected.host)
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://user@example.com/", "user name"),
+        ("https://bücher.example/", "beyond ASCII"),
+        ("https://example.com/a b", "white space"),
+        ("https://example.com:0/", "port"),
+        ("https://0x7f.1/", "IP address in the usual form"),
+        ("https://10.0.0.1/", "address that callbacks may not reach"),
+        ("https://db.internal/", "host of the inside"),
+        ("ftp://example.com/", "https://"),
+    ],
+)
+def test_refusal_says_what_is_wrong(url: str, reason: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        check_url(url, allow_private=False)
+
+    assert reason in refusal.value.details[0].reason
 
 
 def test_http_is_for_development_only() -> None:
