@@ -181,7 +181,18 @@ class Applier:
     # ---- one at a time -----------------------------------------------------------------
 
     def _apply_alone(self, job_id: UUID, applied: Applied, *, is_suspect: bool = False) -> None:
-        """Apply the lane of ``job_id`` job by job, each in a transaction of its own."""
+        """Apply the lane of ``job_id`` job by job; one that is held elsewhere is left to its holder."""
+        try:
+            self._drain_lane(job_id, applied, is_suspect=is_suspect)
+        except Contention:
+            _log.info("lane held elsewhere", extra={"jobId": str(job_id)})
+
+    def _drain_lane(self, job_id: UUID, applied: Applied, *, is_suspect: bool) -> None:
+        """Apply the lane of ``job_id`` up to that job, each in a transaction of its own.
+
+        Raises:
+            Contention: The lane is held elsewhere.
+        """
         while True:
             head = self._head_of_lane(job_id)
             if head is None:
@@ -205,12 +216,9 @@ class Applier:
                 applied.delivery_ids += delivery_ids
 
     def _head_of_lane(self, job_id: UUID) -> OpenJob | None:
-        """The first job of the lane of ``job_id``, if it may run now and nobody holds the lane."""
-        try:
-            with self._database.transaction() as connection:
-                return self._lock_head(connection, job_id)
-        except Contention:
-            return None
+        """The first job of the lane of ``job_id``, if it may run now."""
+        with self._database.transaction() as connection:
+            return self._lock_head(connection, job_id)
 
     def _lock_head(self, connection: Connection, job_id: UUID) -> OpenJob | None:
         taken, held = self._ledger.lock_lanes(connection, [job_id])
