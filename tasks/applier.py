@@ -160,7 +160,7 @@ class Applier:
                 taken, held = taken + held, []
             if not taken:
                 return False, bool(held)
-            jobs = self._ledger.open_jobs(connection, taken, MAX_JOBS)
+            jobs, is_capped = self._ready_jobs(connection, taken)
             suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
             outcomes = self._run(connection, [job for job in jobs if job.lane not in suspects])
             delivery_ids = self._ledger.finish(connection, outcomes)
@@ -168,12 +168,25 @@ class Applier:
         applied.delivery_ids += delivery_ids
         for job_id in suspects.values():
             self._apply_alone(job_id, applied, is_suspect=True)
-        return len(jobs) == MAX_JOBS and bool(outcomes), bool(held)
+        return is_capped and bool(outcomes), bool(held)
+
+    def _ready_jobs(self, connection: Connection, lanes: list[int]) -> tuple[list[OpenJob], bool]:
+        """The jobs of ``lanes`` that may run now, and whether the cap cut them short.
+
+        A lane that waits for its first job's retry may be longer than the cap; it must not hide the others.
+        """
+        while True:
+            jobs = self._ledger.open_jobs(connection, lanes, MAX_JOBS)
+            ready, is_capped = runnable(jobs), len(jobs) == MAX_JOBS
+            if ready or not is_capped:
+                return ready, is_capped
+            waiting = {job.lane for job in jobs}
+            lanes = [lane for lane in lanes if lane not in waiting]
 
     def _run(self, connection: Connection, jobs: Sequence[OpenJob]) -> list[Outcome]:
         now = self._ledger.clock(connection)
         principals = self._users.principals(connection, list({job.principal_id for job in jobs}))
-        outcomes = Batch(connection, self._registry, principals, now).run(runnable(jobs))
+        outcomes = Batch(connection, self._registry, principals, now).run(jobs)
         for job in jobs:
             metrics.APPLY_SECONDS.observe((now - job.created_at).total_seconds())
         return outcomes
