@@ -4,9 +4,9 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from uuid import uuid4
 
 from prometheus_client import Histogram
+from uuid_utils import uuid4
 
 from api_shim.authentication import Authentication
 from api_shim.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
@@ -31,6 +31,7 @@ _log = logging.getLogger("waybill.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _CLOSE: Header = (b"connection", b"close")
 _ALWAYS: Sequence[Header] = ((b"x-content-type-options", b"nosniff"),)
+_WITHOUT_LENGTH = (204, 304)
 _UNROUTED = "(none)"
 
 
@@ -91,7 +92,7 @@ class App:
             response = problem_response(internal_problem(request.id))
         body = response.body
         headers = [*response.headers, (b"x-request-id", request_id), *_ALWAYS]
-        if response.status != 304:
+        if response.status not in _WITHOUT_LENGTH:
             headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -45,7 +45,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        is_too_large = self._head_size() > MAX_HEAD_BYTES
+        is_too_large = self._head_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES
         self._is_in_head = False
         self._head_bytes = 0
         if is_too_large:

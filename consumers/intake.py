@@ -25,7 +25,7 @@ from consumers.envelope import Arrival
 from consumers.link import Link
 from consumers.publisher import Outgoing, Publisher
 from consumers.replies import Rejection
-from models.errors import ConfigurationError, Refusal, Transient
+from models.errors import ConfigurationError, DatabaseUnavailable, Refusal, Transient, Unavailable
 from models.intake import Answer, Intake, Receipt
 from models.job import JobState, Priority, Submission
 
@@ -174,7 +174,11 @@ class IntakeLoop:
         if not batch:
             return []
         try:
-            return list(self._intake.accept(batch))
+            answers = list(self._intake.accept(batch))
+            if any(isinstance(answer, Unavailable) for answer in answers):
+                # Part of it is accepted: it comes again, and their message ids make those the same jobs.
+                raise DatabaseUnavailable("the batch could not be accepted whole")
+            return answers
         except Transient:
             raise
         except Exception:

@@ -40,6 +40,8 @@ class Cursors:
             if len(cursor) > MAX_CURSOR_LENGTH or not cursor.isascii():
                 raise ValueError("no cursor of ours")
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            if base64.urlsafe_b64encode(raw).decode().rstrip("=") != cursor:
+                raise ValueError("spare bits are set")  # one cursor has one spelling
             digest, body = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
             if not hmac.compare_digest(digest, self._digest(question, body)):
                 raise ValueError("no cursor of ours")

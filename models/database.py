@@ -1,12 +1,16 @@
 """PostgreSQL connections: an engine per process, transactions, and foreign errors translated. No queries."""
 
+import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, create_engine, exc
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from models.errors import Contention, DatabaseUnavailable
 from models.tables import SCHEMA
@@ -48,7 +52,6 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
-            pool_pre_ping=True,
             json_deserializer=orjson.loads,
             connect_args={
                 "application_name": application_name,
@@ -61,6 +64,8 @@ class Database:
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
             },
         )
+        event.listen(self._engine, "checkin", _note_time)
+        event.listen(self._engine, "checkout", _ping_if_rested)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -98,6 +103,28 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def _note_time(connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info["rested_since"] = time.monotonic()
+
+
+def _ping_if_rested(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
+    """Ask a connection that has rested whether it still lives; the pool replaces it if not.
+
+    SQLAlchemy's own ``pool_pre_ping`` asks at every use: a round trip more for each transaction, a
+    sixth of the edge's throughput.
+    """
+    if time.monotonic() - record.info.get("rested_since", math.inf) > _TRUSTED_SECONDS:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            connection.rollback()
+        except psycopg.Error as error:
+            raise exc.DisconnectionError("the connection was lost while it rested") from error
+
+
+_TRUSTED_SECONDS = 1.0
 
 
 @contextmanager

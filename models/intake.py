@@ -20,6 +20,8 @@ from models.errors import (
     NotFound,
     PreconditionFailed,
     Refusal,
+    Transient,
+    Unavailable,
     Unprocessable,
 )
 from models.job import Job, Operation, Submission, to_json
@@ -96,8 +98,20 @@ class Intake:
             if len(batch) == 1:
                 return [Invalid("The database cannot store this document")]
             middle = len(batch) // 2
-            return self.accept(batch[:middle]) + self.accept(batch[middle:])
+            return self.accept(batch[:middle]) + self._accept_rest(batch[middle:])
         return [answers[submission.job_id] for submission in batch]
+
+    def _accept_rest(self, batch: Sequence[Submission]) -> list[Answer]:
+        """Accept what is left of a batch of which a part is accepted already.
+
+        A fault must not be raised from here: the whole batch would be tried again, and what was
+        accepted refused. So those who can still be refused are.
+        """
+        try:
+            return self.accept(batch)
+        except Transient:
+            refusal = Unavailable("The database is away or busy", retry_after=1)
+            return [refusal for _ in batch]
 
     def _answers(self, connection: Connection, batch: Sequence[Submission]) -> Answers:
         """Answer everyone: replays first, refusals second, and what is left becomes jobs."""
@@ -202,7 +216,9 @@ class Intake:
             raise DatabaseUnavailable("the connection was lost before the commit")
         rest = [one for one in batch if one.job_id not in jobs]
         answers: Answers = {job_id: Receipt(job) for job_id, job in jobs.items()}
-        answers |= dict(zip([one.job_id for one in rest], self.accept(rest), strict=True)) if rest else {}
+        answers |= (
+            dict(zip([one.job_id for one in rest], self._accept_rest(rest), strict=True)) if rest else {}
+        )
         return [answers[one.job_id] for one in batch]
 
 

@@ -1,0 +1,190 @@
+"""The API as a client meets it: a real server on a free port, a real database, jobs applied in the test."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import urllib3
+
+from api_shim.health import ReadinessCheck
+from api_shim.server import Edge, build, server_of
+from models.container import Container
+from models.job import Priority
+from models.migrate import migrate
+from models.principals import Principal, Role
+from models.settings import Settings
+from models.users import hash_password
+from tasks.applier import Applier
+from tests.kit.waiting import wait_until
+
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass
+class RecordingAnnouncer:
+    """Remembers what it was told; applies it at once where ``applier`` is set."""
+
+    announced: list[tuple[Priority, UUID]] = field(default_factory=list)
+    delivered: list[UUID] = field(default_factory=list)
+    applier: Applier | None = None
+
+    def jobs(self, accepted: Mapping[Priority, Iterable[UUID]]) -> None:
+        ids = [(priority, one) for priority, some in accepted.items() for one in some]
+        self.announced += ids
+        if self.applier is not None and ids:
+            work = (self.applier, [one for _, one in ids])
+            threading.Thread(target=lambda: work[0].apply(work[1]), daemon=True).start()
+
+    def deliveries(self, ids: Iterable[UUID]) -> None:
+        self.delivered += ids
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Api:
+    """A running API and a client for it."""
+
+    url: str
+    port: int
+    container: Container
+    announcer: RecordingAnnouncer
+    edge: Edge
+    applier: Applier
+    users: dict[Role, Principal]
+    tokens: dict[Role, str]
+    _pool: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=64, retries=False))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        role: Role | None = Role.USER,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        json_body: Any = None,
+        body: bytes | str | None = None,
+        timeout: float = 40,
+    ) -> Answer:
+        """Send a request, as the user of ``role`` unless it is None."""
+        sent: dict[str, str] = {}
+        if token is None and role is not None:
+            token = self.tokens[role]
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if json_body is not None:
+            body = json.dumps(json_body)
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        sent |= headers or {}
+        answer = self._pool.request(
+            method, self.url + path, headers=sent, body=body, timeout=timeout, redirect=False
+        )
+        lowered = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(answer.status, lowered, answer.data)
+
+    def apply(self, *jobs: str) -> None:
+        """Do a worker's work on these jobs, here and now."""
+        self.applier.apply([UUID(job) for job in jobs])
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Have every job applied as soon as it is announced."""
+        self.announcer.applier = self.applier
+        try:
+            yield
+        finally:
+            self.announcer.applier = None
+
+    def create(self, name: str = "Ada", *, role: Role = Role.USER, **members: Any) -> Any:
+        """An entity that exists."""
+        answer = self.request("POST", "/api/v1/entities", role=role, json_body={"name": name, **members})
+        assert answer.status == 202, answer.body
+        self.apply(answer.json["id"])
+        found = self.request("GET", answer.json["resultUrl"], role=role)
+        assert found.status == 201, found.body
+        return found.json
+
+    def raw(self, data: bytes, *, timeout: float = 10) -> bytes:
+        """Send bytes as they are; what came back until the server closed or went silent."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(data)
+            received = b""
+            connection.settimeout(timeout)
+            try:
+                while chunk := connection.recv(65536):
+                    received += chunk
+                    connection.settimeout(1)
+            except TimeoutError:
+                pass
+            except ConnectionResetError:
+                pass
+        return received
+
+
+@contextmanager
+def running_api(
+    database_url: str, data_dir: Path, *, checks: Iterable[ReadinessCheck] = (), **settings: Any
+) -> Iterator[Api]:
+    """An API on a free port over ``database_url``, with a user of each role."""
+    made = Settings(_env_file=None, database_url=database_url, data_dir=data_dir, **settings)
+    container = Container(made, role="test", pool_size=12)
+    container.registry  # noqa: B018 - its tables belong to the schema
+    migrate(container.database.engine, create_tables=True)
+    announcer = RecordingAnnouncer()
+    edge = build(container, announcer, list(checks))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = server_of(edge, "127.0.0.1", port)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive(), what="the API has started")
+    users = {role: _user(container, role) for role in Role}
+    applier = Applier(
+        container.database, container.ledger, container.registry, container.users, container.retry_policy
+    )
+    tokens = {role: container.tokens.issue(user) for role, user in users.items()}
+    try:
+        yield Api(f"http://127.0.0.1:{port}", port, container, announcer, edge, applier, users, tokens)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)
+        container.close()
+
+
+_HASHES: list[str] = []
+
+
+def _user(container: Container, role: Role) -> Principal:
+    if not _HASHES:
+        _HASHES.append(hash_password(PASSWORD))
+    with container.database.transaction() as connection:
+        known = container.users.by_email(connection, f"{role}@example.com")
+        if known is not None:
+            return known.principal
+        return container.users.add(connection, f"{role}@example.com", _HASHES[0], role)
+
+
+def now() -> float:
+    """Seconds, for measuring how long something took."""
+    return time.monotonic()
