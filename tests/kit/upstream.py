@@ -147,10 +147,6 @@ class Upstream:
         """Wait for the reply to a message."""
         return self.take(self.reply_queue, lambda one: one.properties.correlation_id == message_id)
 
-    def has_reply(self) -> bool:
-        """Whether a reply waits; it is dropped."""
-        return self._get(self.reply_queue) is not None
-
     def dead_letter(self, message_id: str | None) -> Taken:
         """Wait for the dead letter of a message."""
         return self.take("waybill.dead", lambda one: one.properties.message_id == message_id)
