@@ -73,6 +73,11 @@ class PostgresServer(LocalServer):
         return self.database_url(_OWNER)
 
     @property
+    def superuser_url(self) -> str:
+        """The same for the superuser: for benchmarks, which make databases and ask for checkpoints."""
+        return self._url(_SUPERUSER, "postgres")
+
+    @property
     def data(self) -> Path:
         """Where the cluster is kept (known after the first launch)."""
         return self._workplace

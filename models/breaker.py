@@ -118,8 +118,8 @@ class BreakerBoard:
         failures = breakers.c.failures + 1
         is_counted = breakers.c.probe_at.is_(None) | literal(is_probe)
         opens = is_counted & (failures >= THRESHOLD)
-        doublings = func.least(failures - THRESHOLD, _MAX_DOUBLINGS)
-        rest = func.least(literal(FIRST_REST) * func.power(2, doublings), literal(LONGEST_REST))
+        rests = {count: rest_after(count) for count in range(THRESHOLD, THRESHOLD + _MAX_DOUBLINGS)}
+        rest = case(rests, value=failures, else_=LONGEST_REST)
         self._connection.execute(
             insert(breakers)
             .values(

@@ -15,20 +15,25 @@ def new_id() -> UUID:
 
 
 def parse_id(text: str) -> UUID | None:
-    """The UUID that ``text`` spells canonically (36 characters), else None."""
+    """The UUID that ``text`` spells canonically (36 characters, either case), else None."""
     if len(text) != 36:
         return None
     try:
-        return UUID(text)
+        found = UUID(text)
     except ValueError:
         return None
+    # UUID() also takes braces, missing hyphens and odd digits; one id should have one spelling.
+    return found if str(found) == text.lower() else None
 
 
 def created_at(identifier: UUID) -> datetime | None:
-    """The creation time inside a UUIDv7; None for any other version."""
+    """The creation time inside a UUIDv7; None for any other version, and beyond the year 9999."""
     if identifier.version != 7:
         return None
-    return datetime.fromtimestamp((identifier.int >> 80) / 1000, UTC)
+    try:
+        return datetime.fromtimestamp((identifier.int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def lane_key(resource: str, identifier: UUID) -> int:

@@ -134,7 +134,7 @@ class Intake:
             return {}
         known: dict[_Key, tuple[bytes, UUID]] = {
             (row[0], row[1], row[2]): (bytes(row[3]), row[4])
-            for row in connection.execute(_KNOWN_KEYS, {"keys": _key_rows(keyed)})
+            for row in connection.execute(_KNOWN_KEYS, {"keys": _key_rows(keyed)}).all()
         }
         jobs = self._ledger.find(connection, [job_id for _, job_id in known.values()]) if known else {}
         answers: Answers = {}
@@ -150,7 +150,7 @@ class Intake:
         keyed = sorted((one for one in batch if one.idempotency_key is not None), key=_key_of)
         if not keyed:
             return []
-        won = {row[0] for row in connection.execute(_CLAIM_KEYS, {"keys": _key_rows(keyed)})}
+        won = {row[0] for row in connection.execute(_CLAIM_KEYS, {"keys": _key_rows(keyed)}).all()}
         return [one for one in keyed if one.job_id not in won]
 
     # ---- what can be refused at once ---------------------------------------------------

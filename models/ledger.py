@@ -111,7 +111,7 @@ class Ledger:
             What the database added, by job id.
         """
         document = to_json([_row(submission) for submission in batch]).decode()
-        added = connection.execute(sql.ACCEPT, {"batch": document, "rescue": RESCUE_AFTER})
+        added = connection.execute(sql.ACCEPT, {"batch": document, "rescue": RESCUE_AFTER}).all()
         return {row[0]: Accepted(JobState(row[1]), row[2], row[3]) for row in added}
 
     # ---- apply -------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Ledger:
         """
         taken: list[int] = []
         held: list[int] = []
-        for lane, is_ours in connection.execute(sql.TRY_LANES, {"ids": array(job_ids)}):
+        for lane, is_ours in connection.execute(sql.TRY_LANES, {"ids": array(job_ids)}).all():
             (taken if is_ours else held).append(lane)
         return taken, held
 
@@ -144,7 +144,7 @@ class Ledger:
 
     def open_jobs(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[OpenJob]:
         """The open jobs of lanes already locked, in order, rows locked against cancel; at most ``limit``."""
-        rows = connection.execute(sql.OPEN_JOBS, {"lanes": array(lanes), "limit": limit})
+        rows = connection.execute(sql.OPEN_JOBS, {"lanes": array(lanes), "limit": limit}).all()
         return [OpenJob(row[0], row[1], Operation(row[2]), *row[3:]) for row in rows]
 
     def clock(self, connection: Connection) -> datetime:
@@ -228,7 +228,7 @@ class Ledger:
     def due(self, connection: Connection, priority: Priority, limit: int) -> list[UUID]:
         """Claim up to ``limit`` jobs to announce now, oldest first; their next announcement moves on."""
         parameters = {"priority": priority, "limit": limit, "again": REANNOUNCE_AFTER}
-        return [row[0] for row in connection.execute(sql.DUE, parameters)]
+        return [row[0] for row in connection.execute(sql.DUE, parameters).all()]
 
     def expire(self, connection: Connection, limit: int) -> list[UUID]:
         """End jobs that are past their ``expires_at``; ids of the deliveries to announce."""
@@ -240,7 +240,7 @@ class Ledger:
 
     def find(self, connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, Job]:
         """The jobs that exist among ``job_ids``."""
-        return {row[0]: job_from(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)})}
+        return {row[0]: job_from(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)}).all()}
 
     def page(self, connection: Connection, query: JobQuery) -> list[Job]:
         """One page of jobs, newest first."""
@@ -257,15 +257,22 @@ class Ledger:
             wanted["before"] = query.before
         where = " AND ".join(clauses) or "true"
         statement = text(f"SELECT {sql.JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT :limit")
-        return [job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit})]
+        return [
+            job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit}).all()
+        ]
 
-    def lanes_in_use(self, connection: Connection, lanes: Sequence[int]) -> set[int]:
-        """Those of ``lanes`` that hold a job which is not final."""
-        return {row[0] for row in connection.execute(sql.LANES_IN_USE, {"lanes": array(lanes)})}
+    def lanes_in_use(
+        self, connection: Connection, lanes: Sequence[int], *, principal_id: UUID | None = None
+    ) -> set[int]:
+        """Those of ``lanes`` that hold a queued or retrying job (of this principal, where one is given)."""
+        parameters = {"lanes": array(lanes), "principal_id": principal_id}
+        return {row[0] for row in connection.execute(sql.LANES_IN_USE, parameters).all()}
 
     def backlog(self, connection: Connection) -> list[tuple[JobState, Priority, int, float]]:
         """Open and scheduled jobs: state, priority, how many, and the age of the oldest in seconds."""
-        return [(JobState(r[0]), Priority(r[1]), r[2], float(r[3])) for r in connection.execute(sql.BACKLOG)]
+        return [
+            (JobState(r[0]), Priority(r[1]), r[2], float(r[3])) for r in connection.execute(sql.BACKLOG).all()
+        ]
 
 
 def accepted_job(submission: Submission, added: Accepted) -> Job:

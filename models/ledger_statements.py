@@ -30,10 +30,10 @@ SELECT id, state, sequence, created_at FROM added
 """)
 
 TRY_LANES = text("""
-WITH lanes AS MATERIALIZED (
-    SELECT DISTINCT lane FROM jobs
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('queued', 'retrying')
-    ORDER BY lane
+WITH named AS MATERIALIZED (  -- by primary key: the planner must not walk every open job for it
+    SELECT lane, state FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))
+), lanes AS MATERIALIZED (
+    SELECT DISTINCT lane FROM named WHERE state IN ('queued', 'retrying') ORDER BY lane
 )
 SELECT lane, pg_try_advisory_xact_lock(lane) FROM lanes
 """)
@@ -163,7 +163,9 @@ JOB_COLUMNS = (
 FIND = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")
 
 LANES_IN_USE = text("""
-SELECT DISTINCT lane FROM jobs WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
+SELECT DISTINCT lane FROM jobs
+WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
+  AND (CAST(:principal_id AS uuid) IS NULL OR principal_id = :principal_id)
 """)
 
 BACKLOG = text("""

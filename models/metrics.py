@@ -1,21 +1,46 @@
-"""Every metric, named once. Who measures imports it from here; ``/metrics`` shows them all."""
+"""What is measured, by name. Names are stored in dashboards and alerts: never renamed. No exposition.
 
-from prometheus_client import Counter, Gauge, Histogram
+With ``PROMETHEUS_MULTIPROC_DIR`` in the environment every process of the platform adds to the same
+counters; ``/metrics`` then shows their sum.
+"""
 
-JOBS_ACCEPTED = Counter("waybill_jobs_accepted_total", "Jobs accepted", ["door"])
-JOBS_FINISHED = Counter("waybill_jobs_finished_total", "Jobs that reached a final state", ["state"])
-INTAKE_BATCH = Histogram(
-    "waybill_intake_batch_size",
-    "Submissions that shared one transaction",
-    buckets=(1, 2, 5, 10, 20, 50, 100, 200),
+from prometheus_client import Counter, Histogram
+
+from models.job import FINAL, Door
+
+_MILLISECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+_ACCEPTED = Counter("waybill_jobs_accepted_total", "Jobs accepted into the ledger", ["door"])
+JOBS_ACCEPTED = {str(door): _ACCEPTED.labels(str(door)) for door in Door}
+"""By door."""
+
+_FINISHED = Counter("waybill_jobs_finished_total", "Jobs that reached a final state", ["state"])
+JOBS_FINISHED = {str(state): _FINISHED.labels(str(state)) for state in FINAL}
+"""By final state."""
+
+INTAKE_BATCH_SIZE = Histogram(
+    "waybill_intake_batch_size", "Jobs in one intake transaction", buckets=(1, 2, 5, 10, 20, 50, 100, 200)
 )
-ANNOUNCE_SECONDS = Histogram("waybill_announce_seconds", "From handing over an announcement to its confirm")
+
+HTTP_REQUEST_SECONDS = Histogram(
+    "waybill_http_request_seconds",
+    "Time from a request's head to its answer",
+    ["route", "method", "status"],
+    buckets=_MILLISECONDS,
+)
+
+ANNOUNCE_SECONDS = Histogram(
+    "waybill_announce_seconds", "Time to publish one announcement, confirm included", buckets=_MILLISECONDS
+)
+
 APPLY_SECONDS = Histogram(
     "waybill_apply_seconds",
-    "From acceptance to application",
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    "Time from acceptance to the final state",
+    buckets=(*_MILLISECONDS, 60.0, 300.0, 1800.0, 7200.0),
 )
-HTTP_SECONDS = Histogram("waybill_http_request_seconds", "HTTP requests", ["route", "method", "status"])
+
+INVALID_REQUESTS = Counter(
+    "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
+)
+
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
-JOBS = Gauge("waybill_jobs", "Jobs that are not final", ["state", "priority"])
-OLDEST_OPEN_JOB_SECONDS = Gauge("waybill_oldest_open_job_seconds", "Age of the oldest open job", ["priority"])

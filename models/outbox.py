@@ -95,7 +95,7 @@ class Outbox:
     def events(self, connection: Connection, sequences: Sequence[int]) -> dict[int, ToldEvent]:
         """Job events by their sequence, each with its job as it stood then."""
         told = {}
-        for row in connection.execute(_EVENTS, {"sequences": array(sequences)}):
+        for row in connection.execute(_EVENTS, {"sequences": array(sequences)}).all():
             told[row[0]] = ToldEvent(job_from((row[3], row[1], *row[5:-1], row[0])), row[2])
         return told
 
@@ -129,7 +129,7 @@ class Outbox:
 
     def due(self, connection: Connection, limit: int) -> list[UUID]:
         """Up to ``limit`` deliveries that are due and were not announced lately, oldest first."""
-        return [row[0] for row in connection.execute(_DUE, {"limit": limit, "again": REANNOUNCE_AFTER})]
+        return [row[0] for row in connection.execute(_DUE, {"limit": limit, "again": REANNOUNCE_AFTER}).all()]
 
 
 def _body(kind: DeliveryKind, event: ToldEvent) -> bytes:

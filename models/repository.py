@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, TextClause, and_, func, or_, select, text
+from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, func, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.database import array
@@ -87,7 +87,7 @@ class TableRepository:
 
     def load_many(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """See :class:`Repository`."""
-        found = connection.execute(self._load, {"ids": array(ids)})
+        found = connection.execute(self._load, {"ids": array(ids)}).all()
         rows = (dict(zip(self._names, row, strict=True)) for row in found)
         return {row["id"]: row for row in rows}
 
@@ -96,7 +96,9 @@ class TableRepository:
         statement = text(
             f"SELECT id, owner_id, version FROM {self.table.name} WHERE id = ANY(CAST(:ids AS uuid[]))"
         )
-        return {row[0]: Head(row[1], row[2]) for row in connection.execute(statement, {"ids": array(ids)})}
+        return {
+            row[0]: Head(row[1], row[2]) for row in connection.execute(statement, {"ids": array(ids)}).all()
+        }
 
     def insert_many(self, connection: Connection, rows: Sequence[Row]) -> set[UUID]:
         """See :class:`Repository`."""
@@ -143,7 +145,8 @@ class TableRepository:
             statement = statement.where(or_(beyond[0], and_(key == value, beyond[1])))
         order = (key.desc(), table.c.id.desc()) if query.descending else (key, table.c.id)
         return [
-            dict(zip(self._names, row, strict=True)) for row in connection.execute(statement.order_by(*order))
+            dict(zip(self._names, row, strict=True))
+            for row in connection.execute(statement.order_by(*order)).all()
         ]
 
     @property
@@ -195,8 +198,8 @@ def _document(rows: Iterable[Mapping[str, Any]]) -> str:
     return to_json([dict(row) for row in rows]).decode()
 
 
-def _ids(result: Iterable[Any]) -> set[UUID]:
-    return {row[0] for row in result}
+def _ids(result: CursorResult[Any]) -> set[UUID]:
+    return {row[0] for row in result.all()}
 
 
 def _quoted(column: Column[Any]) -> str:

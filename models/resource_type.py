@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -91,7 +92,7 @@ class ResourceType:
         """How messages name one instance."""
         return self.name[:-3] + "y" if self.name.endswith("ies") else self.name.removesuffix("s")
 
-    @property
+    @cached_property
     def folds(self) -> bool:
         """Whether successive jobs on an instance may be written as one row.
 

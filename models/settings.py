@@ -89,11 +89,15 @@ class Settings(BaseSettings):
         return bool(self.broker_url) and not self.broker_url.startswith(MEMORY_BROKER)
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings(*, with_run_file: bool = True, **overrides: Any) -> Settings:
     """Read the settings: arguments, then the environment, then ``.env``, then what a running ``up`` wrote.
 
     ``$WAYBILL_DATA_DIR/run/waybill.env`` names the servers that ``waybill up`` started, so that
     ``waybill jobs`` in a second shell finds them.
+
+    Args:
+        with_run_file: False for ``up`` itself: what a killed predecessor wrote does not bind it.
+        **overrides: Fields that outrank everything else.
 
     Raises:
         ConfigurationError: One line that names the variable and what is wrong with it.
@@ -101,7 +105,8 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         probe = Settings(_env_file=".env", **overrides)
         run_file = probe.data_dir / "run" / "waybill.env"
-        files = [path for path in (run_file, Path(".env")) if path.is_file()]
+        candidates = (run_file, Path(".env")) if with_run_file else (Path(".env"),)
+        files = [path for path in candidates if path.is_file()]
         return Settings(_env_file=files, **overrides)
     except ValidationError as error:
         first = error.errors()[0]

@@ -46,6 +46,10 @@ class Users:
         row = connection.execute(_BY_EMAIL, {"email": email.lower()}).one_or_none()
         return None if row is None else _user(row)
 
+    def all(self, connection: Connection) -> list[User]:
+        """Everybody, by email."""
+        return [_user(row) for row in connection.execute(_ALL).all()]
+
     def principals(self, connection: Connection, ids: list[UUID]) -> dict[UUID, Principal]:
         """Those of ``ids`` who exist and are not disabled, with the role that they have now."""
         rows = connection.execute(_PRINCIPALS, {"ids": array(ids)})
@@ -87,6 +91,8 @@ ON CONFLICT DO NOTHING RETURNING id, email, role
 """)
 
 _BY_EMAIL = text("SELECT id, email, role, password_hash, is_disabled FROM users WHERE email = :email")
+
+_ALL = text("SELECT id, email, role, password_hash, is_disabled FROM users ORDER BY email")
 
 _PRINCIPALS = text("""
 SELECT id, email, role FROM users WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT is_disabled

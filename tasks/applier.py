@@ -98,7 +98,7 @@ class Applier:
         else:
             self._apply_or_split(list(job_ids), applied)
         for outcome in applied.outcomes:
-            metrics.JOBS_FINISHED.labels(outcome.state).inc()
+            metrics.JOBS_FINISHED[outcome.state].inc()
         return applied
 
     # ---- sets --------------------------------------------------------------------------

@@ -7,16 +7,16 @@ from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from itertools import groupby
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from models import breaker, metrics
+from models.address_guard import check_url
 from models.breaker import BreakerBoard, Phase
 from models.database import Database
 from models.delivery_policy import Answer, Delivered, DisableEndpoint, GiveUp, RetryIn, decide
-from models.errors import BrokerUnavailable
+from models.errors import BrokerUnavailable, Invalid
 from models.job import to_json
 from models.outbox import Delivery, DeliveryKind, Outbox, ToldEvent
 from tasks.names import EVENTS
@@ -116,7 +116,8 @@ class Deliverer:
                 return _Passage.OPEN
             if phase is Phase.HALF_OPEN and board.claim_probe(host, now):
                 return _Passage.PROBE
-            until = max(state.probe_at or now, now + timedelta(seconds=1))
+            spread = timedelta(seconds=5 * self._uniform())  # not all at the moment of the probe
+            until = max(state.probe_at or now, now) + spread
             self._outbox.park(connection, [one.id for one in waiting], until)
             return _Passage.PARKED
 
@@ -127,7 +128,7 @@ class Deliverer:
             board = BreakerBoard(connection)
             if answer.blames_host:
                 board.record_failure(host, _clock(connection), is_probe=is_probe)
-            else:
+            elif not answer.is_refused:
                 board.record_success(host)
             match decision:
                 case Delivered():
@@ -228,9 +229,11 @@ def _clock(connection: Connection) -> datetime:
 
 
 def _host_of(delivery: Delivery) -> str:
-    url = urlsplit(delivery.url or "")
-    port = url.port or (80 if url.scheme == "http" else 443)
-    return f"{url.hostname}:{port}"
+    """The dependency whose breaker decides; a URL that breaks the rules by now stands for itself."""
+    try:
+        return check_url(delivery.url or "", allow_private=True).dependency
+    except Invalid:
+        return f"endpoint:{delivery.endpoint_id}"
 
 
 def _by_host(deliveries: Sequence[Delivery]) -> list[list[Delivery]]:

@@ -11,6 +11,8 @@ JOB_QUEUES = {
     Priority.BULK: "waybill.jobs.bulk",
 }
 DELIVERIES_QUEUE = "waybill.deliveries"
+ALL_QUEUES = (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
+"""What Celery workers consume."""
 DEAD_MESSAGES = "waybill.jobs.dead"
 """Exchange and queue of what Celery or the broker gave up on."""
 

@@ -98,9 +98,20 @@ class Publisher:
         Raises:
             BrokerUnavailable: The broker, or the queue, is away.
         """
+        return int(self._passive(queue).message_count)
+
+    def consumers(self, queue: str) -> int:
+        """Consumers of ``queue``.
+
+        Raises:
+            BrokerUnavailable: The broker, or the queue, is away.
+        """
+        return int(self._passive(queue).consumer_count)
+
+    def _passive(self, queue: str) -> Any:
         self._ready()
         try:
-            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+            return self._channel.queue_declare(queue=queue, passive=True)
         except _FAULTS as error:
             self.close()
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error

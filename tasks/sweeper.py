@@ -25,7 +25,7 @@ PLATE = 30
 CHUNK = 200
 """Ids in one message, at most."""
 
-PERIOD = timedelta(milliseconds=500)
+PERIOD = timedelta(seconds=1)
 HUNGRY_PERIOD = timedelta(milliseconds=50)
 """How soon to look again after something was announced: there may be more."""
 

@@ -1,21 +1,20 @@
 """The worker process: a Celery worker with a sweeper beside it. What its tasks do is in ``app``."""
 
-import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, signals
+from celery.platforms import EX_OK
+from celery.worker import state
 
+from models import log
 from models.container import Container
 from models.outbox import Outbox
 from models.settings import Settings
 from tasks.app import make_app
-from tasks.names import DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.names import ALL_QUEUES
 from tasks.sweeper import Sweeper
-
-ALL_QUEUES = (*JOB_QUEUES.values(), DELIVERIES_QUEUE)
-
-_log = logging.getLogger("waybill.worker")
 
 
 def run(
@@ -35,6 +34,7 @@ def run(
         concurrency: Processes or threads; the setting's where None.
         pool: ``prefork`` or ``threads``.
     """
+    log.configure(settings.log_level)
     app = make_app(settings)
     sweeper = make_sweeper(settings, app)
 
@@ -72,3 +72,38 @@ def make_sweeper(settings: Settings, app: Celery) -> Sweeper:
 
 def _keep_our_logging(**_: Any) -> None:
     """Celery configures no logging of its own where this signal has a receiver."""
+
+
+class ThreadedWorker:
+    """A Celery worker on threads inside this process, for ``memory://``, whose queues are local to it.
+
+    Args:
+        app: The Celery application; the publisher of its tasks must be in this process too.
+        concurrency: Threads.
+        hostname: Its node name.
+    """
+
+    def __init__(self, app: Celery, *, concurrency: int, hostname: str) -> None:
+        self._controller = app.WorkController(
+            hostname=hostname,
+            queues=list(ALL_QUEUES),
+            concurrency=concurrency,
+            pool="threads",
+            task_events=True,
+            without_gossip=True,
+            without_mingle=True,
+        )
+        self._thread = threading.Thread(target=self._controller.start, name="celery", daemon=True)
+
+    def start(self) -> None:
+        """Consume in the background."""
+        self._thread.start()
+
+    def is_consuming(self) -> bool:
+        """Whether it runs."""
+        return self._thread.is_alive()
+
+    def stop(self, timeout_seconds: float = 8) -> None:
+        """Finish the tasks under way, then stop."""
+        state.should_stop = EX_OK  # type: ignore[assignment] # the stubs know only its first value
+        self._thread.join(timeout_seconds)

@@ -172,7 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0)) if self.server.receiver.reads_body else 0
+        body = self.rfile.read(length)
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.close_connection = True
         behaviour = self.server.receiver.take(ReceivedRequest(self.command, self.path, headers, body))
@@ -190,10 +191,14 @@ class WebhookReceiver:
     Args:
         tls: Serve HTTPS with this certificate; None: plain HTTP.
         host: A loopback address to listen on.
+        reads_body: False: answer and hang up as soon as the headers are in, whatever still comes.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", *, reads_body: bool = True
+    ) -> None:
         self.requests: list[ReceivedRequest] = []
+        self.reads_body = reads_body
         self.is_stopping = Event()
         self._behaviours: deque[Behaviour] = deque()
         self._otherwise = answer(204)

@@ -1,0 +1,151 @@
+"""The ASGI application: finds the route, answers every error the same way, measures. No business."""
+
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import uuid4
+
+from prometheus_client import Histogram
+
+from api_shim.authentication import Authentication
+from api_shim.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
+from api_shim.router import Router
+from models.errors import (
+    Contention,
+    DatabaseUnavailable,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    Refusal,
+    Transient,
+    Unauthorized,
+    Unavailable,
+    internal_problem,
+)
+from models.log import REQUEST_ID
+from models.metrics import HTTP_REQUEST_SECONDS
+
+Hook = Callable[[], Awaitable[None]]
+
+_log = logging.getLogger("waybill.api")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+_CLOSE: Header = (b"connection", b"close")
+_ALWAYS: Sequence[Header] = ((b"x-content-type-options", b"nosniff"),)
+_UNROUTED = "(none)"
+
+
+class App:
+    """The application, ready for an ASGI server.
+
+    Args:
+        router: Every route.
+        authentication: Tells who asks, where a route wants to know.
+        on_start: Awaited before the first request.
+        on_stop: Awaited after the last.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        authentication: Authentication,
+        *,
+        on_start: Sequence[Hook] = (),
+        on_stop: Sequence[Hook] = (),
+    ) -> None:
+        self.router = router
+        self._authentication = authentication
+        self._on_start = tuple(on_start)
+        self._on_stop = tuple(on_stop)
+        self._timers: dict[tuple[str, str, int], Histogram] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the server's start and stop."""
+        if scope["type"] == "http":
+            await self._serve(Request(scope, receive), send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    async def _serve(self, request: Request, send: Send) -> None:
+        began = time.perf_counter()
+        path = _UNROUTED
+        request_id = request.headers.get(b"x-request-id", b"")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = str(uuid4()).encode()
+        request.id = request_id.decode()
+        REQUEST_ID.set(request.id)
+        try:
+            route, request.parameters = self.router.find(request.method, request.path)
+            path = route.path
+            if not route.is_public:
+                request.principal = self._authentication.principal_of(request)
+            request.take_query(route.query)
+            response = await route.handle(request)
+        except Refusal as refusal:
+            response = _refused(refusal, request)
+        except Transient as fault:
+            response = _unavailable(fault, request)
+        except Disconnected:
+            return
+        except Exception:
+            _log.exception("a request failed", extra={"method": request.method, "route": path})
+            response = problem_response(internal_problem(request.id))
+        body = response.body
+        headers = [*response.headers, (b"x-request-id", request_id), *_ALWAYS]
+        if response.status != 304:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self._record(path, request.method, response, time.perf_counter() - began)
+
+    def _record(self, path: str, method: str, response: Response, seconds: float) -> None:
+        if path == _UNROUTED:
+            method = _UNROUTED  # whatever a stranger wrote there must not become a label
+        key = (path, method, response.status)
+        timer = self._timers.get(key)
+        if timer is None:
+            timer = self._timers[key] = HTTP_REQUEST_SECONDS.labels(path, method, response.status)
+        timer.observe(seconds)
+        if _log.isEnabledFor(logging.DEBUG):
+            milliseconds = round(seconds * 1000, 3)
+            _log.debug(
+                "answered",
+                extra={"method": method, "route": path, "status": response.status, "ms": milliseconds},
+            )
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The server's start and stop (ASGI lifespan)."""
+        while True:
+            message = await receive()
+            is_start = message["type"] == "lifespan.startup"
+            phase = "startup" if is_start else "shutdown"
+            try:
+                for hook in self._on_start if is_start else self._on_stop:
+                    await hook()
+            except Exception as error:
+                _log.exception("the API could not %s", "start" if is_start else "stop cleanly")
+                await send({"type": f"lifespan.{phase}.failed", "message": str(error)})
+                return
+            await send({"type": f"lifespan.{phase}.complete"})
+            if not is_start:
+                return
+
+
+def _refused(refusal: Refusal, request: Request) -> Response:
+    """The one place where a refusal becomes a problem document and its headers."""
+    response = problem_response(refusal.problem(request.id))
+    if isinstance(refusal, Unauthorized):
+        reason = b', error="invalid_token"' if b"authorization" in request.headers else b""
+        response.headers.append((b"www-authenticate", b'Bearer realm="waybill"' + reason))
+    elif isinstance(refusal, MethodNotAllowed):
+        response.headers.append((b"allow", ", ".join(refusal.allow).encode()))
+    elif isinstance(refusal, PayloadTooLarge):
+        response.headers.append(_CLOSE)  # the rest of the body is not worth reading
+    return response
+
+
+def _unavailable(fault: Transient, request: Request) -> Response:
+    message = "The database is busy" if isinstance(fault, Contention) else "A dependency is away"
+    if isinstance(fault, DatabaseUnavailable):
+        message = "The database is away"
+    _log.warning("a request was refused", extra={"reason": str(fault)})
+    return problem_response(Unavailable(message, retry_after=1).problem(request.id))

@@ -1,0 +1,161 @@
+"""Callback endpoints: register, list, remove. What is sent to them, and how, is the worker's."""
+
+from collections.abc import Iterator
+from typing import Literal
+from uuid import UUID
+
+from pydantic import Field, ValidationError, field_validator
+
+from api_shim.http import JSON, Request, Response, json_response
+from api_shim.outcomes import BASE, NO_STORE
+from api_shim.router import Answer, Route
+from api_shim.threads import Threads
+from models import strict_json
+from models.address_guard import check_url
+from models.callbacks import CallbackEndpoint, CallbackEndpoints
+from models.database import Database
+from models.endpoint_secrets import new_secret
+from models.errors import NotFound
+from models.ids import parse_id
+from models.schema import Schema, UtcTime, refusal
+
+EventType = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead"]
+_PATH = f"{BASE}/callback-endpoints"
+_MAX_BYTES = 16 * 1024
+
+
+class NewEndpoint(Schema):
+    """Body of POST /callback-endpoints."""
+
+    url: str = Field(min_length=1, max_length=2048, examples=["https://example.com/hooks/waybill"])
+    description: str | None = Field(None, max_length=1000)
+    events: list[EventType] = Field([], max_length=5, description="sent for every job of yours")
+
+    @field_validator("description")
+    @classmethod
+    def _printable(cls, description: str | None) -> str | None:
+        if description is not None and not description.isprintable():
+            raise ValueError("must not hold control characters")
+        return description
+
+
+class EndpointRead(Schema):
+    """A registered endpoint, as lists show it."""
+
+    id: UUID
+    url: str
+    description: str | None
+    events: list[EventType]
+    disabled: bool
+    created_at: UtcTime
+
+
+class EndpointCreated(EndpointRead):
+    """A registered endpoint with its secret, shown this once."""
+
+    secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+
+
+class CallbackEndpointRoutes:
+    """The endpoint routes; each user sees and removes only their own.
+
+    Args:
+        database: Where they are kept.
+        endpoints: Keeps them.
+        threads: Where the database is asked.
+        allow_private: Development: http and private addresses may be registered.
+    """
+
+    def __init__(
+        self, database: Database, endpoints: CallbackEndpoints, threads: Threads, *, allow_private: bool
+    ) -> None:
+        self._database = database
+        self._endpoints = endpoints
+        self._threads = threads
+        self._allow_private = allow_private
+
+    async def register(self, request: Request) -> Response:
+        """Keep an endpoint; its secret is told in this answer and never again."""
+        request.check_media_type(JSON)
+        body = await request.body(_MAX_BYTES)
+        strict_json.parse(body)
+        try:
+            wanted = NewEndpoint.model_validate_json(body, strict=True, by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise refusal(error) from None
+        check_url(wanted.url, allow_private=self._allow_private)
+        secret = new_secret()
+        made = await self._threads.call(self._register, request.principal.id, wanted, secret)
+        location = (b"location", f"{_PATH}/{made.id}".encode())
+        return json_response(201, {**made.document(), "secret": secret}, (location, NO_STORE))
+
+    async def page(self, request: Request) -> Response:
+        """The caller's endpoints, oldest first."""
+        items = await self._threads.call(self._of_owner, request.principal.id)
+        documents = [item.document() for item in items]
+        return json_response(200, {"items": documents, "nextCursor": None}, (NO_STORE,))
+
+    async def remove(self, request: Request) -> Response:
+        """Forget an endpoint: nothing more is sent to it."""
+        identifier = parse_id(request.parameters["id"])
+        if identifier is None:
+            raise NotFound("There is no such callback endpoint")
+        await self._threads.call(self._remove, request.principal.id, identifier)
+        return Response(204)
+
+    # ---- in a thread ---------------------------------------------------------------------
+
+    def _register(self, owner_id: UUID, wanted: NewEndpoint, secret: str) -> CallbackEndpoint:
+        with self._database.transaction() as connection:
+            return self._endpoints.register(
+                connection,
+                owner_id=owner_id,
+                url=wanted.url,
+                description=wanted.description,
+                events=list(dict.fromkeys(wanted.events)),
+                secret=secret,
+            )
+
+    def _of_owner(self, owner_id: UUID) -> list[CallbackEndpoint]:
+        with self._database.snapshot() as connection:
+            return self._endpoints.of_owner(connection, owner_id)
+
+    def _remove(self, owner_id: UUID, identifier: UUID) -> None:
+        with self._database.transaction() as connection:
+            self._endpoints.remove(connection, owner_id, identifier)
+
+    def routes(self) -> Iterator[Route]:
+        """Register, list, remove."""
+        yield Route(
+            method="POST",
+            path=_PATH,
+            handle=self.register,
+            operation_id="register_callback_endpoint",
+            summary="Register a receiver of outcomes; its secret is shown this once",
+            tag="callbacks",
+            permission="own",
+            body={"application/json": "NewEndpoint"},
+            answers={201: Answer("Registered", "EndpointCreated", ("Location", "Cache-Control"))},
+            errors=(413, 415),
+        )
+        yield Route(
+            method="GET",
+            path=_PATH,
+            handle=self.page,
+            operation_id="list_callback_endpoints",
+            summary="List your receivers",
+            tag="callbacks",
+            permission="own",
+            answers={200: Answer("All of them", "EndpointPage", ("Cache-Control",))},
+        )
+        yield Route(
+            method="DELETE",
+            path=_PATH + "/{id}",
+            handle=self.remove,
+            operation_id="remove_callback_endpoint",
+            summary="Remove a receiver",
+            tag="callbacks",
+            permission="own",
+            answers={204: Answer("Removed")},
+            errors=(404,),
+        )

@@ -1,0 +1,105 @@
+"""Words for OpenAPI that several routes share: headers, query parameters, answers. No behaviour."""
+
+from api_shim.router import Answer, JsonSchema, Parameter
+from models.job import JobState, Operation, Priority
+
+_UUID = {"type": "string", "format": "uuid"}
+_TIME = {"type": "string", "format": "date-time"}
+
+
+def header(name: str, description: str, schema: JsonSchema) -> Parameter:
+    """A request header."""
+    return Parameter(name, "header", description, schema)
+
+
+def query(name: str, description: str, schema: JsonSchema) -> Parameter:
+    """A query parameter."""
+    return Parameter(name, "query", description, schema)
+
+
+IF_MATCH = header(
+    "If-Match",
+    "The version that you have seen. An older one is refused with 412 at once; one that is stale when the "
+    "job is applied fails the job with 412.",
+    {"type": "string", "pattern": '^"(0|[1-9][0-9]{0,17})"$', "examples": ['"3"']},
+)
+IF_NONE_MATCH = header(
+    "If-None-Match",
+    "The ETag that you have seen. 304 while it is still the current one.",
+    {"type": "string", "examples": ['"3"']},
+)
+PREFER = header(
+    "Prefer",
+    "`wait=N`: wait up to N seconds (0 to 30) for the outcome. `respond-async`: do not wait (the default).",
+    {"type": "string", "examples": ["wait=10", "respond-async"]},
+)
+COMMON_WRITE_HEADERS = (
+    header(
+        "Idempotency-Key",
+        "Names your request: sent again with the same key it is the same job, for ever.",
+        {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    ),
+    PREFER,
+    header("Waybill-Callback", "Callback endpoint (its id) that gets this job's outcome.", _UUID),
+    header("Waybill-Run-At", "Apply the job not before this time.", _TIME),
+    header("Waybill-Expires-At", "Apply the job not after this time; 400 if it has passed already.", _TIME),
+    header(
+        "Waybill-Priority",
+        "Which of the queues it joins; each has its own workers.",
+        {"type": "string", "enum": [str(one) for one in Priority], "default": "normal"},
+    ),
+    header("traceparent", "W3C Trace Context; ignored where malformed.", {"type": "string"}),
+)
+WRITE_HEADERS = {
+    operation: COMMON_WRITE_HEADERS if operation is Operation.CREATE else (IF_MATCH, *COMMON_WRITE_HEADERS)
+    for operation in Operation
+}
+WRITE_ERRORS = {
+    Operation.CREATE: (409, 410, 413, 415, 422),
+    Operation.REPLACE: (404, 409, 410, 412, 413, 415, 422),
+    Operation.PATCH: (404, 409, 410, 412, 413, 415, 422),
+    Operation.DELETE: (404, 409, 410, 412, 413, 415, 422),
+}
+
+_ACCEPTED = Answer("Accepted: the job", "Job", ("Location", "Retry-After", "Idempotent-Replayed"))
+_ON_OUTCOME = ("Preference-Applied", "Idempotent-Replayed")
+
+
+def write_answers(operation: Operation, schema: str) -> dict[int, Answer]:
+    """The good answers to a write."""
+    if operation is Operation.CREATE:
+        done = {201: Answer("Applied within `Prefer: wait`", schema, ("Location", "ETag", *_ON_OUTCOME))}
+    elif operation is Operation.DELETE:
+        done = {204: Answer("Applied within `Prefer: wait`", None, _ON_OUTCOME)}
+    else:
+        done = {200: Answer("Applied within `Prefer: wait`", schema, ("ETag", *_ON_OUTCOME))}
+    return {202: _ACCEPTED, **done}
+
+
+LIMIT = query("limit", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20})
+CURSOR = query(
+    "cursor", "`nextCursor` of the page before, with the same other parameters.", {"type": "string"}
+)
+MIN_VERSION = query(
+    "minVersion",
+    "Read your write: answer only with this version or a later one. Waits under `Prefer: wait`, else 409.",
+    {"type": "integer", "minimum": 1},
+)
+SEARCH = query(
+    "q", "Case-insensitive, literal substring.", {"type": "string", "minLength": 1, "maxLength": 255}
+)
+JOB_STATE = query("state", "Only jobs in this state.", {"type": "string", "enum": [str(s) for s in JobState]})
+JOB_RESOURCE = query("resource", "Only jobs on this resource.", {"type": "string", "maxLength": 63})
+JOB_RESOURCE_ID = query("resourceId", "Only jobs on this instance.", _UUID)
+
+RESPONSE_HEADERS: dict[str, str] = {
+    "Location": "Where the job, or what was made, is found.",
+    "Retry-After": "Whole seconds after which asking again makes sense.",
+    "ETag": "The version (of a job: the sequence of its last change) in quotes.",
+    "Preference-Applied": "The `wait` that was honoured.",
+    "Idempotent-Replayed": "`true` where this job was accepted earlier under the same Idempotency-Key.",
+    "Cache-Control": "`no-store`.",
+    "X-Request-ID": "The request's id: yours, or a fresh one where you sent none or a malformed one.",
+    "WWW-Authenticate": "How to authenticate.",
+    "Allow": "The methods that exist here.",
+}

@@ -1,0 +1,60 @@
+"""``waybill api``: one API process, from settings to exit status."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+
+from api_shim.announcing import JobAnnouncer
+from api_shim.health import ReadinessCheck
+from api_shim.server import POOL_SIZE, bound_socket, build, server_of
+from models import log
+from models.container import Container
+from models.settings import Settings
+from tasks.announcer import Announcer
+from tasks.app import make_app
+from tasks.presence import Presence
+
+_log = logging.getLogger("waybill.api")
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        The exit status: 0 after a clean stop.
+
+    Raises:
+        ConfigurationError: A setting is wrong, or the port is taken.
+    """
+    app = make_app(settings)
+    announcer, presence = Announcer(app), Presence(app)
+
+    async def what_is_missing() -> str | None:
+        return await asyncio.to_thread(presence.missing)
+
+    try:
+        return serve(settings, announcer, [ReadinessCheck("broker", what_is_missing)])
+    finally:
+        announcer.close()
+        presence.close()
+
+
+def serve(settings: Settings, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> int:
+    """Serve with this announcer and these readiness checks, until told to stop."""
+    log.configure(settings.log_level)
+    container = Container(settings, role="api", pool_size=POOL_SIZE)
+    listener = bound_socket(settings)
+    edge = build(container, announcer, checks)
+    host, port = listener.getsockname()[:2]
+    server = server_of(edge, host, port)
+    # uvicorn raises the signal again once it has stopped; that must not end us before we let go.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    _log.info("listening", extra={"host": host, "port": port})
+    try:
+        server.run(sockets=[listener])
+    finally:
+        container.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if server.started else 1

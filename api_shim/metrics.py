@@ -1,0 +1,108 @@
+"""GET /metrics, in Prometheus's text format. What is measured stands in ``models/metrics.py``."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from api_shim.http import Request, Response
+from api_shim.outcomes import NO_STORE
+from api_shim.router import Answer, Route
+from api_shim.threads import Threads
+from models.database import Database
+from models.errors import Transient
+from models.job import JobState, Priority
+from models.ledger import Ledger
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FRESH_SECONDS = 2.0
+
+Backlog = list[tuple[JobState, Priority, int, float]]
+
+
+class BacklogCollector(Collector):
+    """What waits in the ledger, asked when it is scraped (at most every two seconds).
+
+    Says nothing while the database is away: absent is not zero.
+    """
+
+    def __init__(
+        self, database: Database, ledger: Ledger, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._now = now
+        self._asked_at = float("-inf")
+        self._known: Backlog = []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The two gauges, open and scheduled jobs only."""
+        try:
+            backlog = self._backlog()
+        except Transient:
+            return
+        waiting = GaugeMetricFamily("waybill_jobs", "Jobs that are not final", labels=["state", "priority"])
+        ages = dict.fromkeys(Priority, 0.0)
+        for state, priority, count, age in backlog:
+            waiting.add_metric([state, priority], count)
+            if state is not JobState.SCHEDULED:
+                ages[priority] = max(ages[priority], age)
+        yield waiting
+        oldest = GaugeMetricFamily(
+            "waybill_oldest_open_job_seconds", "Age of the oldest queued or retrying job", labels=["priority"]
+        )
+        for priority, age in ages.items():
+            oldest.add_metric([priority], age)
+        yield oldest
+
+    def _backlog(self) -> Backlog:
+        if self._now() - self._asked_at > _FRESH_SECONDS:
+            with self._database.snapshot() as connection:
+                self._known = self._ledger.backlog(connection)
+            self._asked_at = self._now()
+        return self._known
+
+
+class Metrics:
+    """The metrics route.
+
+    Args:
+        backlog: Gauges read from the ledger.
+        threads: Where they are read.
+        is_multiprocess: Whether the processes of the platform share their counters by files.
+    """
+
+    def __init__(self, backlog: BacklogCollector, threads: Threads, *, is_multiprocess: bool) -> None:
+        self._backlog = backlog
+        self._threads = threads
+        self._is_multiprocess = is_multiprocess
+
+    async def get(self, request: Request) -> Response:
+        """Everything, in text."""
+        body = await self._threads.call(self._exposition)
+        return Response(200, body, ((b"content-type", MEDIA_TYPE.encode()), NO_STORE))
+
+    def _exposition(self) -> bytes:
+        gauges = CollectorRegistry()
+        gauges.register(self._backlog)
+        counters = REGISTRY
+        if self._is_multiprocess:
+            counters = CollectorRegistry()
+            MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
+        return generate_latest(counters) + generate_latest(gauges)
+
+    def routes(self) -> Iterator[Route]:
+        """The one route."""
+        yield Route(
+            method="GET",
+            path="/metrics",
+            handle=self.get,
+            operation_id="get_metrics",
+            summary="Metrics for Prometheus",
+            tag="operations",
+            is_public=True,
+            answers={200: Answer("Metrics", "Text", ("Cache-Control",), "text/plain")},
+        )

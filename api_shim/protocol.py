@@ -1,0 +1,112 @@
+"""HTTP at the socket: uvicorn's protocol with limits on size and time, and refusals in our own words.
+
+uvicorn's httptools protocol bounds neither the head of a request nor the time that one may take to
+arrive, and leaves a connection open that never says anything. All three are bounded here, without
+cost per request: a clock is noted, and one sweep a second looks for those who are late.
+"""
+
+import time
+from typing import Any
+from uuid import uuid4
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from models.errors import Invalid
+from models.job import to_json
+from models.metrics import INVALID_REQUESTS
+
+MAX_HEAD_BYTES = 32 * 1024
+MAX_REQUEST_SECONDS = 20.0
+"""How long one request, head and body, may take to arrive."""
+
+_TICKS_A_SWEEP = 10
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def connection_made(self, transport: Any) -> None:
+        """The clock runs from the first moment."""
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._is_in_head = True
+        self.began: float | None = time.monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, as long as the head stays within its limit."""
+        if self.began is None:
+            self.began = time.monotonic()
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse("head_too_large", f"The request's head is over {MAX_HEAD_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        is_too_large = self._head_size() > MAX_HEAD_BYTES
+        self._is_in_head = False
+        self._head_bytes = 0
+        if is_too_large:
+            raise ValueError("the head is too large")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is whole: nobody is late any more."""
+        super().on_message_complete()
+        self._is_in_head = True
+        self._head_bytes = 0
+        self.began = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP: say so as every other refusal is said, and close."""
+        self._refuse("malformed", "The request is not valid HTTP, or its head is too large")
+
+    def is_late(self, now: float) -> bool:
+        """Whether a request has been arriving for too long."""
+        return self.began is not None and now - self.began > MAX_REQUEST_SECONDS
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _refuse(self, reason: str, message: str) -> None:
+        INVALID_REQUESTS.labels(reason).inc()
+        request_id = str(uuid4())
+        body = to_json(Invalid(message).problem(request_id))
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+            f"x-request-id: {request_id}\r\nx-content-type-options: nosniff\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        if not self.transport.is_closing():
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+
+class GuardedServer(Server):
+    """uvicorn's server; it closes connections that are late, and tells when it begins to stop.
+
+    Args:
+        config: uvicorn's, with :class:`GuardedProtocol`.
+        on_stopping: Called once on the event loop when the signal to stop came, before anything closes.
+    """
+
+    def __init__(self, config: Config, on_stopping: Any) -> None:
+        super().__init__(config)
+        self._on_stopping = on_stopping
+
+    async def on_tick(self, counter: int) -> bool:
+        """Once a second, close who is late."""
+        if counter % _TICKS_A_SWEEP == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, GuardedProtocol) and connection.is_late(now):
+                    INVALID_REQUESTS.labels("too_slow").inc()
+                    connection.transport.close()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Readiness goes off and waiters go home first; then what runs is drained."""
+        self._on_stopping()
+        await super().shutdown(sockets)

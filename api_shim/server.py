@@ -1,0 +1,151 @@
+"""The edge put together: one application from a container, and the server that runs it."""
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uvicorn import Config
+
+from api_shim.announcing import JobAnnouncer
+from api_shim.app import App
+from api_shim.auth import Auth
+from api_shim.authentication import Authentication
+from api_shim.callback_endpoints import CallbackEndpointRoutes
+from api_shim.health import Health, ReadinessCheck, SchemaCheck
+from api_shim.jobs import Jobs, poll_batcher
+from api_shim.metrics import BacklogCollector, Metrics
+from api_shim.openapi import Documentation
+from api_shim.protocol import GuardedProtocol, GuardedServer
+from api_shim.reads import Reads, load_batcher
+from api_shim.router import Route, Router
+from api_shim.threads import Threads
+from api_shim.waiters import Waiters
+from api_shim.writes import Writes, intake_batcher
+from models.container import Container
+from models.cursor import Cursors
+from models.errors import ConfigurationError
+from models.settings import Settings
+
+POOL_SIZE = 10
+"""Database connections of one API process: intake, polls and loads one each, the threads, log-ins, spare."""
+
+DATABASE_THREADS = 4
+LOGIN_THREADS = 2
+DRAIN_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An application with the two things that a server tells it.
+
+    Attributes:
+        app: For an ASGI server.
+        health: Goes off when stopping begins.
+        waiters: Go home when stopping begins.
+    """
+
+    app: App
+    health: Health
+    waiters: Waiters
+
+    def begin_stopping(self) -> None:
+        """Take no more traffic, and let long-polls end."""
+        self.health.stop()
+        self.waiters.end()
+
+
+def build(container: Container, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> Edge:
+    """Put the edge together; opens no connection.
+
+    Args:
+        container: This process's collaborators; its pool should hold :data:`POOL_SIZE` connections.
+        announcer: Told of every accepted job.
+        checks: What else must be so for ready, beside the database: broker, queues, workers.
+    """
+    database, ledger, registry = container.database, container.ledger, container.registry
+    intake = intake_batcher(container.intake, announcer)
+    polls = poll_batcher(database, ledger)
+    loads = load_batcher(database, registry)
+    threads = Threads("database", DATABASE_THREADS, max_waiting=500)
+    logins = Threads("login", LOGIN_THREADS, max_waiting=32)
+    scrapes = Threads("operations", 2, max_waiting=50)
+    waiters = Waiters(database, ledger, polls.call)
+    cursors = Cursors(container.key("cursor"))
+    health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
+    metrics = Metrics(
+        BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
+    )
+    routes: list[Route] = [
+        *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
+        *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
+        *Jobs(database, ledger, polls, threads, waiters, cursors, announcer).routes(),
+        *CallbackEndpointRoutes(
+            database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
+        ).routes(),
+        *Auth(database, container.users, container.tokens, logins).routes(),
+        *health.routes(),
+        *metrics.routes(),
+    ]
+    documentation = Documentation(registry)
+    routes += documentation.routes(routes)
+
+    async def stop() -> None:
+        waiters.end()
+        for room in (intake, polls, loads, waiters, threads, logins, scrapes):
+            await asyncio.to_thread(room.close)
+
+    app = App(Router(routes), Authentication(container.tokens), on_stop=[stop])
+    return Edge(app, health, waiters)
+
+
+def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
+    """The server for an edge: uvloop, httptools, our limits, no access log of its own."""
+    config = Config(
+        edge.app,
+        host=host,
+        port=port,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        http=GuardedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=2048,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return GuardedServer(config, edge.begin_stopping)
+
+
+def bound_socket(settings: Settings) -> socket.socket:
+    """A listening address, taken before anything else is opened.
+
+    Raises:
+        ConfigurationError: It cannot be had; the message says why, and what to set.
+    """
+    host, port = settings.api_host, settings.api_port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except socket.gaierror as error:
+        raise ConfigurationError(f"WAYBILL_API_HOST: {host} is no address of this machine") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"port {port} on {host} is taken: stop what listens there, or set WAYBILL_API_PORT"
+            ) from error
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror}): check WAYBILL_API_HOST and WAYBILL_API_PORT"
+        ) from error
+    listener.set_inheritable(True)
+    return listener

@@ -1,0 +1,155 @@
+"""From an HTTP request to a submission: headers read, body admitted, role checked. No database."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from uuid import UUID
+
+from api_shim import request_headers
+from api_shim.http import JSON, MERGE_PATCH, Request
+from models.errors import Forbidden, Invalid, NotFound
+from models.ids import lane_key, new_id, parse_id
+from models.job import Door, Operation, Priority, Submission
+from models.principals import Principal, reach_of
+from models.registry import Resource
+
+_FINGERPRINTED = (
+    b"if-match",
+    b"waybill-callback",
+    b"waybill-expires-at",
+    b"waybill-priority",
+    b"waybill-run-at",
+)
+"""Headers that change what is asked. ``Prefer`` only changes how it is answered."""
+
+_SPECIAL = frozenset(
+    {*_FINGERPRINTED, b"idempotency-key", b"prefer", b"traceparent"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a write asks for.
+
+    Attributes:
+        wait_seconds: How long the caller likes to wait for the outcome; None for not at all.
+    """
+
+    submission: Submission
+    wait_seconds: int | None
+
+
+async def read_wish(
+    request: Request, resource: Resource, operation: Operation, fingerprint_key: bytes
+) -> Wish:
+    """Read a write request.
+
+    Raises:
+        Refusal: 400, 403, 404, 413 or 415, as the contract's table has it.
+    """
+    principal = request.principal
+    check_role(resource, operation, principal)
+    resource_id = new_id() if operation is Operation.CREATE else instance_id(request, resource)
+    if operation is not Operation.DELETE:
+        request.check_media_type(MERGE_PATCH if operation is Operation.PATCH else JSON)
+    body = await request.body()
+    admitted = resource.service.admit(operation, body)
+    if admitted.supplied_id is not None:
+        resource_id = admitted.supplied_id
+    plain = _SPECIAL.isdisjoint(request.headers)
+    wanted = _NO_WANTS if plain else _wants(request, operation, body, fingerprint_key)
+    submission = Submission(
+        job_id=new_id(),
+        operation=operation,
+        resource=resource.type.name,
+        resource_id=resource_id,
+        lane=lane_key(resource.type.name, resource_id),
+        principal=principal,
+        door=Door.HTTP,
+        request_id=request.id,
+        payload=admitted.payload,
+        if_match=wanted.if_match,
+        idempotency_key=wanted.idempotency_key,
+        fingerprint=wanted.fingerprint,
+        priority=wanted.priority,
+        run_at=wanted.run_at,
+        expires_at=wanted.expires_at,
+        callback_endpoint_id=wanted.callback_endpoint_id,
+        traceparent=wanted.traceparent,
+    )
+    return Wish(submission, wanted.wait_seconds)
+
+
+def check_role(resource: Resource, operation: Operation, principal: Principal) -> None:
+    """Refuse what the role may not do to any instance; ownership is checked where the instance is.
+
+    Raises:
+        Forbidden: The role may not.
+    """
+    if reach_of(resource.type.permissions, principal.role, operation.action) is None:
+        raise Forbidden(f"The role {principal.role} may not {operation.action} {resource.type.name}")
+
+
+def instance_id(request: Request, resource: Resource) -> UUID:
+    """The id in the path.
+
+    Raises:
+        NotFound: It is no UUID, so there can be no such instance.
+    """
+    found = parse_id(request.parameters["id"])
+    if found is None:
+        raise NotFound(f"There is no such {resource.type.singular}")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wants:
+    """What the headers ask for."""
+
+    wait_seconds: int | None = None
+    idempotency_key: str | None = None
+    fingerprint: bytes = b""
+    if_match: int | None = None
+    priority: Priority = Priority.NORMAL
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    callback_endpoint_id: UUID | None = None
+    traceparent: str | None = None
+
+
+_NO_WANTS = _Wants()
+
+
+def _wants(request: Request, operation: Operation, body: bytes, fingerprint_key: bytes) -> _Wants:
+    key = request.header(b"idempotency-key")
+    match = request.header(b"if-match")
+    if match is not None and operation is Operation.CREATE:
+        raise Invalid("If-Match does not go with a POST: there is no version to match yet")
+    run_at = request.header(b"waybill-run-at")
+    expires = request.header(b"waybill-expires-at")
+    expires_at = None if expires is None else request_headers.time_header("Waybill-Expires-At", expires)
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise Invalid("Waybill-Expires-At has passed already")
+    callback = request.header(b"waybill-callback")
+    priority = request.header(b"waybill-priority")
+    return _Wants(
+        wait_seconds=request_headers.wait_seconds(request.listed_header(b"prefer")),
+        idempotency_key=None if key is None else request_headers.idempotency_key(key),
+        fingerprint=b"" if key is None else _fingerprint(request, body, fingerprint_key),
+        if_match=None if match is None else request_headers.if_match(match),
+        priority=Priority.NORMAL if priority is None else request_headers.priority(priority),
+        run_at=None if run_at is None else request_headers.time_header("Waybill-Run-At", run_at),
+        expires_at=expires_at,
+        callback_endpoint_id=None if callback is None else request_headers.endpoint_id(callback),
+        traceparent=request_headers.traceparent(request.header(b"traceparent")),
+    )
+
+
+def _fingerprint(request: Request, body: bytes, key: bytes) -> bytes:
+    """Keyed digest of what is asked; each part with its length, so that none can pose as another."""
+    digest = blake2b(key=key, digest_size=16)
+    headers = (request.headers.get(name, b"") for name in _FINGERPRINTED)
+    for part in (request.method.encode(), request.path.encode("latin-1"), body, *headers):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,118 @@
+"""POST, PUT, PATCH and DELETE of every resource: each write becomes a job. No business rules."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from uuid import UUID
+
+from api_shim import outcomes
+from api_shim.announcing import JobAnnouncer
+from api_shim.batcher import Batcher
+from api_shim.descriptions import WRITE_ERRORS, WRITE_HEADERS, write_answers
+from api_shim.http import JSON, MERGE_PATCH, Header, Request, Response
+from api_shim.router import Route
+from api_shim.submissions import read_wish
+from api_shim.waiters import Waiters
+from models.errors import Refusal
+from models.intake import Answer, Intake, Receipt
+from models.job import Door, JobState, Operation, Priority, Submission
+from models.metrics import INTAKE_BATCH_SIZE, JOBS_ACCEPTED
+from models.registry import Registry, Resource
+
+_REPLAYED: Header = (b"idempotent-replayed", b"true")
+
+
+class Writes:
+    """The routes that change something.
+
+    Args:
+        registry: The resources served.
+        intake: Accepts what was read, together with everybody else's (:func:`intake_batcher`).
+        waiters: Wait for the outcome where the caller likes to.
+        fingerprint_key: Keys the digests that idempotency keys are compared by.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        intake: Batcher[Submission, Answer],
+        waiters: Waiters,
+        fingerprint_key: bytes,
+    ) -> None:
+        self._registry = registry
+        self._intake = intake
+        self._waiters = waiters
+        self._fingerprint_key = fingerprint_key
+
+    async def write(self, resource: Resource, operation: Operation, request: Request) -> Response:
+        """Take a write in; say 202, or its outcome where the caller waits and it comes in time."""
+        wish = await read_wish(request, resource, operation, self._fingerprint_key)
+        receipt = await self._intake.call(wish.submission)
+        if isinstance(receipt, Refusal):
+            raise receipt.with_traceback(None)  # one refusal may answer many requests
+        job = receipt.job
+        headers: list[Header] = [_REPLAYED] if receipt.is_replay else []
+        if wish.wait_seconds is None:
+            return outcomes.accepted(job, headers)
+        headers.append((b"preference-applied", b"wait=%d" % wish.wait_seconds))
+        job = await self._waiters.wait(job, wish.wait_seconds)
+        if job.is_done:
+            return outcomes.outcome(job, request.id, headers)
+        return outcomes.accepted(job, headers)
+
+    def routes(self) -> Iterator[Route]:
+        """The write routes of every resource."""
+        for resource in self._registry:
+            yield self._route(resource, Operation.CREATE, "POST", "", "Create", JSON)
+            yield self._route(resource, Operation.REPLACE, "PUT", "/{id}", "Replace", JSON)
+            yield self._route(resource, Operation.PATCH, "PATCH", "/{id}", "Change parts of", MERGE_PATCH)
+            yield self._route(resource, Operation.DELETE, "DELETE", "/{id}", "Delete", frozenset())
+
+    def _route(
+        self,
+        resource: Resource,
+        operation: Operation,
+        method: str,
+        suffix: str,
+        verb: str,
+        media_types: frozenset[str],
+    ) -> Route:
+        name, singular = resource.type.name, resource.type.singular
+        schema = {"create": "Create", "replace": "Update", "patch": "Patch"}.get(operation, "")
+        return Route(
+            method=method,
+            path=f"{outcomes.BASE}/{name}{suffix}",
+            handle=partial(self.write, resource, operation),
+            operation_id=f"{operation}_{singular}".replace("-", "_"),
+            summary=f"{verb} one of {name}, as a job",
+            tag=name,
+            permission=f"{name}:{operation.action}",
+            parameters=WRITE_HEADERS[operation],
+            body=dict.fromkeys(sorted(media_types), f"{name}.{schema}"),
+            answers=write_answers(operation, f"{name}.Read"),
+            errors=WRITE_ERRORS[operation],
+        )
+
+
+def intake_batcher(intake: Intake, announcer: JobAnnouncer) -> Batcher[Submission, Answer]:
+    """Group commit: accepts what waits in one transaction, then announces it, off the event loop."""
+
+    def accept(batch: Sequence[Submission]) -> Sequence[Answer]:
+        INTAKE_BATCH_SIZE.observe(len(batch))
+        answers = intake.accept(batch)
+        announcer.jobs(_fresh(answers))
+        return answers
+
+    return Batcher("intake", accept)
+
+
+def _fresh(answers: Sequence[Answer]) -> dict[Priority, list[UUID]]:
+    """Jobs to announce now, by priority: new ones that are due."""
+    due: dict[Priority, list[UUID]] = {}
+    accepted = 0
+    for answer in answers:
+        if isinstance(answer, Receipt) and not answer.is_replay:
+            accepted += 1
+            if answer.job.state is JobState.QUEUED:
+                due.setdefault(answer.job.priority, []).append(answer.job.id)
+    JOBS_ACCEPTED[Door.HTTP].inc(accepted)
+    return due

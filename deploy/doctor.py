@@ -1,0 +1,177 @@
+"""Examining a running platform: what each part is, whether it is well, how to mend it. Prints nothing."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import psycopg
+import redis
+import urllib3
+from amqp.exceptions import AMQPError
+from kombu import Connection
+
+from deploy.data_directory import DataDirectory
+from deploy.greeting import masked
+from deploy.readiness import ask_ready, http_url
+from deploy.supervisor import KINDS
+from models.settings import Settings
+
+_LEAST_POSTGRES = 15
+_LEAST_FREE_MIB = 256
+_START = "start the platform with deploy/up"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One part's state.
+
+    Attributes:
+        part: What was examined.
+        is_well: Whether it is as it should be.
+        detail: Its URL, pid or log, or what is wrong.
+        remedy: How to mend it; empty when it is well.
+    """
+
+    part: str
+    is_well: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Examine everything, the foundations first; never raises for a part that is ill."""
+    directory = DataDirectory(settings.data_dir)
+    yield from _data_directory(directory)
+    yield from _processes(directory)
+    yield _database(settings)
+    yield _broker(settings)
+    yield _broker_api(settings)
+    yield _cache(settings)
+    yield _api(settings)
+    yield _flower(settings)
+
+
+def _data_directory(directory: DataDirectory) -> Iterator[Finding]:
+    if not directory.path.is_dir():
+        yield Finding("data", False, f"{directory.path} is not there", f"{_START}, or set WAYBILL_DATA_DIR")
+        return
+    free = shutil.disk_usage(directory.path).free // (1024 * 1024)
+    detail = f"{directory.path}, {free} MiB free"
+    is_roomy = free >= _LEAST_FREE_MIB
+    yield Finding("data", is_roomy, detail, "" if is_roomy else f"free {_LEAST_FREE_MIB} MiB on that disk")
+
+
+def _processes(directory: DataDirectory) -> Iterator[Finding]:
+    """Who runs, says ``processes.json``; and where the servers that we started write their logs."""
+    file = directory.run / "processes.json"
+    try:
+        listed = json.loads(file.read_text())
+    except FileNotFoundError:
+        yield Finding("up", True, "no waybill up runs on this data directory")
+        return
+    except (OSError, ValueError) as error:
+        yield Finding("up", False, f"cannot read {file}: {error}", "mend its owner and mode")
+        return
+    for kind in ("up", *KINDS):
+        pids = listed.get(kind, [])
+        pids = [pids] if isinstance(pids, int) else pids
+        gone = [pid for pid in pids if not psutil.pid_exists(pid)]
+        if gone:
+            yield Finding(kind, False, f"pid {gone[0]} is gone", f"if it does not come back, {_START}")
+        elif pids:
+            yield Finding(kind, True, f"pid {', '.join(map(str, pids))}{_log_of(directory, kind)}")
+
+
+def _log_of(directory: DataDirectory, kind: str) -> str:
+    log: Path = directory.log_file(kind)
+    return f", log {log}" if log.is_file() else ", log on the output of waybill up"
+
+
+def _database(settings: Settings) -> Finding:
+    if not settings.database_url:
+        return Finding("database", False, "no URL", f"{_START}, or set WAYBILL_DATABASE_URL")
+    url, shown = settings.database_url.replace("+psycopg", "", 1), masked(settings.database_url)
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            version = connection.info.server_version // 10_000
+    except psycopg.Error as error:
+        return Finding(
+            "database", False, f"{shown}: {_one_line(error)}", f"check WAYBILL_DATABASE_URL, or {_START}"
+        )
+    is_new_enough = version >= _LEAST_POSTGRES
+    remedy = "" if is_new_enough else f"upgrade it to PostgreSQL {_LEAST_POSTGRES} or newer"
+    return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}", remedy)
+
+
+def _broker(settings: Settings) -> Finding:
+    if not settings.has_broker:
+        return Finding("broker", True, "memory:// (embedded; deploy/up --full starts RabbitMQ)")
+    shown = masked(settings.broker_url)
+    try:
+        with Connection(settings.broker_url, connect_timeout=5) as connection:
+            connection.connect()
+            properties = getattr(connection.connection, "server_properties", {})
+    except (OSError, AMQPError) as error:
+        return Finding(
+            "broker", False, f"{shown}: {_one_line(error)}", f"check WAYBILL_BROKER_URL, or {_START} --full"
+        )
+    return Finding(
+        "broker", True, f"{shown}, {properties.get('product', '')} {properties.get('version', '')}"
+    )
+
+
+def _broker_api(settings: Settings) -> Finding:
+    if not settings.broker_api_url:
+        return Finding("broker-api", True, "not used (Flower shows no queue lengths without it)")
+    return _http("broker-api", settings.broker_api_url, "overview", "check WAYBILL_BROKER_API_URL")
+
+
+def _cache(settings: Settings) -> Finding:
+    if not settings.redis_url:
+        return Finding("redis", True, "not used (no cache, limits per process)")
+    client = redis.Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        shown = masked(settings.redis_url)
+        return Finding(
+            "redis", False, f"{shown}: {_one_line(error)}", f"check WAYBILL_REDIS_URL, or {_START} --full"
+        )
+    finally:
+        client.close()
+    return Finding("redis", True, masked(settings.redis_url))
+
+
+def _api(settings: Settings) -> Finding:
+    url = http_url(settings.api_host, settings.api_port)
+    answer = ask_ready(url, timeout_seconds=5)
+    if answer.is_ready:
+        return Finding("api", True, f"{url} is ready")
+    return Finding("api", False, f"{url}: {answer.reason}", f"{_START}, or check WAYBILL_API_HOST and _PORT")
+
+
+def _flower(settings: Settings) -> Finding:
+    url = http_url("127.0.0.1", settings.flower_port)
+    return _http(
+        "flower", url, "/", f"{_START}, or check WAYBILL_FLOWER_PORT", well=frozenset({200, 302, 401})
+    )
+
+
+def _http(part: str, url: str, path: str, remedy: str, *, well: frozenset[int] = frozenset({200})) -> Finding:
+    parsed = urllib3.util.parse_url(url)
+    headers = urllib3.make_headers(basic_auth=parsed.auth) if parsed.auth else {}
+    target = parsed._replace(auth=None).url.rstrip("/") + "/" + path.lstrip("/")
+    try:
+        answer = urllib3.request("GET", target, headers=headers, timeout=5, retries=False, redirect=False)
+    except urllib3.exceptions.HTTPError as error:
+        return Finding(part, False, f"{masked(url)}: {_one_line(error)}", remedy)
+    if answer.status not in well:
+        return Finding(part, False, f"{masked(url)} answers {answer.status}", remedy)
+    return Finding(part, True, masked(url))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

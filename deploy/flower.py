@@ -1,0 +1,186 @@
+"""Flower beside the platform: one dashboard for workers, tasks and queues, behind the admin's password.
+
+Flower keeps its own authentication in charge: what we add checks email and password against the users
+table and hands the request on with a credential that only this process knows.
+"""
+
+import asyncio
+import logging
+import secrets
+import signal
+import threading
+import time
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from hashlib import blake2b
+from typing import Any
+
+from celery import Celery
+from flower.app import Flower
+from flower.options import default_options
+from flower.urls import settings as flower_settings
+from flower.views.broker import BrokerView
+from tornado import web
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+
+from models import log
+from models.container import Container
+from models.errors import BrokerUnavailable, ConfigurationError, Transient
+from models.settings import Settings
+from models.users import password_matches
+from tasks import names
+from tasks.app import make_app
+from tasks.publisher import Publisher
+
+REMEMBERED_SECONDS = 60.0
+"""How long a verified password is taken without hashing it again (Argon2 takes 150 ms)."""
+
+_INTAKE_QUEUES = (names.INTAKE, names.DEAD_INTAKE, names.DEAD_MESSAGES)
+_log = logging.getLogger("waybill.flower")
+
+
+class AdminGate:
+    """Lets admins in by HTTP Basic.
+
+    Args:
+        container: Where the users are.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._remembered: dict[bytes, float] = {}
+
+    def admits(self, authorization: str) -> bool:
+        """Whether ``authorization`` is HTTP Basic with an admin's email and password."""
+        scheme, _, encoded = authorization.partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        digest = blake2b(encoded.encode()).digest()
+        if self._remembered.get(digest, 0) > time.monotonic():
+            return True
+        try:
+            email, _, password = b64decode(encoded, validate=True).decode().partition(":")
+            with self._container.database.snapshot() as connection:
+                user = self._container.users.by_email(connection, email)
+        except (Base64Error, UnicodeDecodeError, Transient):
+            return False
+        if not password_matches(password, user) or user is None or not user.principal.is_admin:
+            return False
+        if len(self._remembered) > 1000:
+            self._remembered.clear()
+        self._remembered[digest] = time.monotonic() + REMEMBERED_SECONDS
+        return True
+
+
+class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
+    """Flower whose every request passes the gate first.
+
+    Args:
+        gate: Decides who comes in.
+        options: Flower's.
+    """
+
+    def __init__(self, gate: AdminGate, options: Any, **others: Any) -> None:
+        super().__init__(options=options, **others)
+        self._gate = gate
+        self._credential = f"waybill:{secrets.token_urlsafe(24)}"
+        options.basic_auth = [self._credential]
+        self.add_handlers(r".*", [web.url(r"/broker", _QueuesView, name="broker")])
+
+    def find_handler(self, request: HTTPServerRequest, **others: Any) -> Any:
+        """Replace a good password by the credential that Flower checks; drop a bad one."""
+        offered = request.headers.pop("Authorization", "")
+        if offered and self._gate.admits(offered):
+            request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
+        return super().find_handler(request, **others)
+
+
+class _QueuesView(BrokerView):  # type: ignore[misc]
+    """The Broker page: all of our queues, also on the broker that lives in this process."""
+
+    def get_active_queue_names(self) -> list[str]:
+        return [*names.ALL_QUEUES, *(_INTAKE_QUEUES if self.application.transport == "amqp" else ())]
+
+    def get_broker(self) -> Any:
+        return super().get_broker() if self.application.transport == "amqp" else _LocalQueues(self.capp)
+
+
+class _LocalQueues:
+    """Queue lengths of ``memory://``, in the shape that Flower's page shows."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    async def queues(self, wanted: list[str]) -> list[dict[str, Any]]:
+        publisher = Publisher(self._app)
+        try:
+            return [{"name": name, "messages": publisher.depth(name)} for name in wanted]
+        except BrokerUnavailable:
+            return []
+        finally:
+            publisher.close()
+
+
+def run(settings: Settings) -> int:
+    """Serve Flower until SIGTERM or SIGINT; the exit status."""
+    log.configure(settings.log_level)
+    loop = IOLoop.current()
+    flower = make_flower(settings, make_app(settings), loop)
+    signal.signal(signal.SIGTERM, lambda *_: loop.add_callback_from_signal(loop.stop))
+    try:
+        flower.start()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        flower.stop()
+    return 0
+
+
+def start_in_thread(settings: Settings, app: Celery) -> GuardedFlower:
+    """Serve Flower beside other things in this process: ``memory://`` queues are only visible here."""
+    started: list[GuardedFlower | Exception] = []
+    is_started = threading.Event()
+
+    def serve() -> None:
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        try:
+            started.append(make_flower(settings, app, IOLoop.current()))
+        except Exception as error:  # told to the caller below
+            started.append(error)
+            return
+        finally:
+            is_started.set()
+        started[0].start()  # type: ignore[union-attr]
+
+    threading.Thread(target=serve, name="flower", daemon=True).start()
+    is_started.wait()
+    if isinstance(started[0], Exception):
+        raise started[0]
+    return started[0]
+
+
+def make_flower(settings: Settings, app: Celery, loop: IOLoop) -> GuardedFlower:
+    """Flower, listening on loopback.
+
+    Raises:
+        ConfigurationError: The port is taken.
+    """
+    options = default_options
+    options.port = settings.flower_port
+    options.address = "127.0.0.1"
+    options.broker_api = settings.broker_api_url or None
+    options.max_tasks = 10_000
+    options.purge_offline_workers = 60
+    options.logging = "warning"
+    gate = AdminGate(Container(settings, role="flower", pool_size=2))
+    flower = GuardedFlower(gate, options, capp=app, io_loop=loop, **flower_settings)
+    try:
+        flower.start_http_server()
+    except OSError as error:
+        raise ConfigurationError(
+            f"WAYBILL_FLOWER_PORT: port {settings.flower_port} is taken; name another"
+        ) from error
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)
+    _log.info("flower is up", extra={"url": f"http://127.0.0.1:{settings.flower_port}"})
+    return flower

@@ -1,0 +1,36 @@
+"""The embedded platform: API, worker threads, sweeper and Flower in one process, on ``memory://``."""
+
+from api_shim.main import serve
+
+from api_shim.health import ReadinessCheck
+from deploy.flower import start_in_thread
+from models import log
+from models.settings import Settings
+from tasks.announcer import Announcer
+from tasks.app import make_app
+from tasks.worker import ThreadedWorker, make_sweeper
+
+GRACE_SECONDS = 8
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status."""
+    log.configure(settings.log_level)
+    app = make_app(settings)
+    announcer = Announcer(app)
+    sweeper = make_sweeper(settings, app)
+    worker = ThreadedWorker(app, concurrency=settings.worker_concurrency, hostname="waybill@embedded")
+    flower = start_in_thread(settings, app)
+
+    async def what_is_missing() -> str | None:
+        return None if worker.is_consuming() else "the worker does not run"
+
+    worker.start()
+    sweeper.start()
+    try:
+        return serve(settings, announcer, [ReadinessCheck("worker", what_is_missing)])
+    finally:
+        flower.io_loop.add_callback(flower.stop)
+        sweeper.stop()
+        worker.stop(GRACE_SECONDS)
+        announcer.close()

@@ -1,0 +1,43 @@
+"""What must be in the database before anything starts: tables, and the first admin."""
+
+import secrets
+
+from models.container import Container
+from models.migrate import migrate
+from models.principals import Role
+from models.settings import Settings
+from models.users import hash_password
+
+
+def prepare(settings: Settings) -> str | None:
+    """Bring the schema to the present version and see that an admin exists.
+
+    A password given by setting is the admin's from now on, also where the admin exists already.
+
+    Returns:
+        The generated password of the first admin, known only now; None when an admin existed or the
+        password was given by a setting.
+    """
+    container = Container(settings, role="prepare")
+    try:
+        _ = container.registry
+        migrate(container.database.engine, settings.migrations, create_tables=True)
+        return _ensure_admin(container)
+    finally:
+        container.close()
+
+
+def _ensure_admin(container: Container) -> str | None:
+    settings = container.settings
+    given = settings.admin_password.get_secret_value() if settings.admin_password else None
+    with container.database.transaction() as connection:
+        known = container.users.by_email(connection, settings.admin_email)
+        if known is not None:
+            if given:
+                container.users.set_password(connection, settings.admin_email, hash_password(given))
+            return None
+        if given is None and container.users.has_admin(connection):
+            return None
+        password = given or secrets.token_urlsafe(12)
+        container.users.add(connection, settings.admin_email, hash_password(password), Role.ADMIN)
+    return None if given else password

@@ -1,0 +1,48 @@
+"""Whether the queues exist and somebody consumes from them: what readiness asks of the broker."""
+
+import threading
+import time
+
+from celery import Celery
+
+from models.errors import BrokerUnavailable
+from tasks.names import DELIVERIES_QUEUE, JOB_QUEUES
+from tasks.publisher import Publisher
+
+FRESH_SECONDS = 1.0
+"""For how long an answer is repeated without asking the broker."""
+
+
+class Presence:
+    """Looks at the queues that the platform cannot work without.
+
+    Args:
+        app: The Celery application whose broker is asked.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._publisher = Publisher(app)
+        self._asking = threading.Lock()
+        self._asked_at = float("-inf")
+        self._missing: str | None = None
+
+    def missing(self) -> str | None:
+        """What is missing, in a few words; None where every queue has a consumer. Blocks: not for a loop."""
+        with self._asking:
+            if time.monotonic() - self._asked_at > FRESH_SECONDS:
+                self._missing = self._ask()
+                self._asked_at = time.monotonic()
+            return self._missing
+
+    def _ask(self) -> str | None:
+        try:
+            for queue in (*JOB_QUEUES.values(), DELIVERIES_QUEUE):
+                if self._publisher.consumers(queue) == 0:
+                    return f"no worker consumes {queue}"
+        except BrokerUnavailable:
+            return "the broker does not answer"
+        return None
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._publisher.close()

@@ -1,0 +1,1 @@
+"""What Waybill is measured against: others' idiomatic code, on the same servers."""

@@ -1,0 +1,123 @@
+"""``waybill up`` as a process of its own, its children replaced by stand-ins. Real servers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deploy.data_directory import DataDirectory
+from deploy.ports import free_port
+from tests.kit.waiting import wait_until
+
+_SCRIPT = """
+import sys
+from deploy import children
+from deploy.child import ChildSpec
+status = sys.argv.pop(1)
+fake = (sys.executable, "-m", "tests.kit.fake_node") + ((status,) if status else ())
+wait = "import signal; from deploy.parent import die_with_launcher; die_with_launcher(); signal.pause()"
+children.EMBEDDED = (ChildSpec("node", ("api", "worker", "flower"), fake),)
+children.FULL = (
+    ChildSpec("api", ("api",), fake),
+    *(ChildSpec(kind, (kind,), (sys.executable, "-c", wait)) for kind in ("worker", "consumer", "flower")),
+)
+from deploy.cli import main
+main(sys.argv[1:])
+"""
+
+
+class Launched:
+    """A running ``waybill up``."""
+
+    def __init__(
+        self, directory: DataDirectory, arguments: Sequence[str], status: str, settings: dict[str, str]
+    ) -> None:
+        self.directory = directory
+        self.api_port, flower_port = free_port(), free_port()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
+        environment = inherited | {
+            "WAYBILL_DATA_DIR": str(directory.path),
+            "WAYBILL_API_PORT": str(self.api_port),
+            "WAYBILL_FLOWER_PORT": str(flower_port),
+            **settings,
+        }
+        self.output = directory.path / f"up-{self.api_port}.out"
+        with self.output.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _SCRIPT, status, "up", *arguments],
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=Path(__file__).parents[2],
+            )
+
+    def said(self) -> str:
+        """All of its output so far."""
+        return self.output.read_text()
+
+    def processes(self) -> dict[str, Any]:
+        """Who is who, as it says; empty before it does."""
+        try:
+            document: dict[str, Any] = json.loads((self.directory.run / "processes.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return document if document.get("up") == self.process.pid else {}
+
+    def wait_ready(self) -> None:
+        """Wait for the line that says so."""
+        wait_until(lambda: "Ready." in self.said() or self.process.poll() is not None, timeout_seconds=90)
+        assert self.process.poll() is None, self.said()
+
+    def wait_exit(self, timeout_seconds: float = 60) -> int:
+        """Wait for its end; its exit status."""
+        return self.process.wait(timeout_seconds)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait_exit(20)
+
+    def kill(self) -> None:
+        """End the launcher alone, as kill -9 does."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def launched(
+    directory: DataDirectory, *arguments: str, status: str = "", **settings: str
+) -> Iterator[Launched]:
+    """Start ``waybill up``; at the end nothing of it is left, whatever happened.
+
+    Args:
+        directory: Its data directory.
+        *arguments: Options of ``up``.
+        status: Exit status with which the stand-in for the node ends at once; empty: it serves.
+        **settings: Environment variables.
+    """
+    up = Launched(directory, arguments, status, settings)
+    try:
+        yield up
+    finally:
+        if up.process.poll() is None:
+            up.process.terminate()
+            try:
+                up.process.wait(25)
+            except subprocess.TimeoutExpired:
+                up.kill()
+        sys.stdout.write(up.said())  # pytest shows it when the test fails
+
+
+def ended(pid: int) -> bool:
+    """Whether this process is gone (a zombie is)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
