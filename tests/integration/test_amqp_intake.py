@@ -3,7 +3,11 @@
 import base64
 import gzip
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -25,6 +29,7 @@ from consumers import main
 from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer
 from models.container import Container
+from models.errors import ConfigurationError
 from models.migrate import migrate
 from models.principals import Principal, Role
 from models.service import ResourceService
@@ -583,6 +588,48 @@ def test_intake_queue_that_was_deleted_is_made_again(platform: Platform, upstrea
 
     message_id = upstream.publish("entities.create", _entity())
     assert platform.job_of(message_id)
+
+
+def test_consumer_process_stops_on_sigterm_and_logs_json(platform: Platform) -> None:
+    settings = platform.settings
+    environment = {
+        **os.environ,
+        "WAYBILL_DATABASE_URL": settings.database_url,
+        "WAYBILL_BROKER_URL": settings.broker_url,
+        "WAYBILL_DATA_DIR": str(settings.data_dir),
+        "WAYBILL_AMQP_PRINCIPALS": json.dumps(settings.amqp_principals),
+    }
+    command = [sys.executable, "-c", "from deploy.cli import main; main(['consumer'])"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=10)
+
+    assert first["message"] == "consuming upstream messages"
+    assert status == 0
+
+
+def test_consumer_without_a_broker_says_what_to_do_in_one_line(platform: Platform) -> None:
+    settings = platform.settings.model_copy(update={"broker_url": ""})
+    with pytest.raises(ConfigurationError, match="WAYBILL_BROKER_URL"):
+        main.consume(settings, threading.Event())
+
+
+def test_intake_queue_that_somebody_else_declared_is_told_once_and_awaited(
+    platform: Platform, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    platform.stop()
+    upstream.channel.queue_delete("waybill.dead")
+    upstream.channel.queue_declare("waybill.dead", durable=True)
+    platform.start()
+    wait_until(lambda: "broker not usable" in caplog.text, what="the complaint in the log")
+    reasons = [getattr(record, "reason", "") for record in caplog.records]
+    message_id = upstream.publish("entities.create", _entity())
+    upstream.channel.queue_delete("waybill.dead")
+
+    assert platform.job_of(message_id)
+    assert sum("waybill.dead exists on the broker with other" in reason for reason in reasons) == 1
 
 
 def test_flood_of_large_bodies_is_refused_in_bounded_memory(platform: Platform, upstream: Upstream) -> None:
