@@ -37,7 +37,7 @@ PREFETCH = 2 * BATCH
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
 _IDLE_SECONDS = 0.5
 _HEARTBEAT_CHECK_SECONDS = 1.0
-_LAST_WORK_SECONDS = 7.0
+_LAST_WORK_SECONDS = 4.0
 """How long a batch at hand may go on once the process is to stop."""
 
 _Result = TypeVar("_Result")
@@ -113,13 +113,15 @@ class IntakeLoop:
         self._publisher.close()
 
     def _complain(self, error: Exception, previous: str) -> str:
-        """Log a broker outage once, not at every attempt."""
-        reason = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
+        """Log what keeps us from the broker once, not at every attempt."""
+        if isinstance(error, ConfigurationError):
+            if str(error) != previous:
+                self._log.error("broker not usable as it is, trying again", extra={"reason": str(error)})
+            return str(error)
+        reason = f"{type(error).__name__}: {error}"
         if not previous:
             self._log.warning("broker lost, trying again until it is back", extra={"reason": reason})
-        elif isinstance(error, ConfigurationError) and reason != previous:
-            self._log.error("broker not usable, trying again", extra={"reason": reason})
-        return reason
+        return previous or reason
 
     def _consume(self, link: Link) -> None:
         while not self._stopping.is_set():

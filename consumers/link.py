@@ -40,7 +40,8 @@ def connect(url: str, name: str) -> Connection:
         },
     )
     try:
-        connection.connect()
+        hosts = len(connection.alt)
+        connection.ensure_connection(max_retries=max(1, hosts), interval_start=0, interval_step=0)
     except Exception:
         end(connection)
         raise

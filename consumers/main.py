@@ -13,6 +13,7 @@ from consumers.desk import Desk
 from consumers.intake import PREFETCH, IntakeLoop
 from consumers.link import Link, connect
 from consumers.publisher import Publisher, end
+from models import log
 from models.container import Container
 from models.errors import ConfigurationError
 from models.settings import Settings
@@ -29,6 +30,7 @@ def run(settings: Settings) -> int:
     Raises:
         ConfigurationError: There is no broker to consume from, or a setting is wrong.
     """
+    log.configure(settings.log_level)
     stopping = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

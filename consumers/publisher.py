@@ -15,7 +15,7 @@ from kombu import Connection
 from models.errors import BrokerUnavailable
 
 CONFIRM_TIMEOUT_SECONDS = 5.0
-_FAREWELL_SECONDS = 2.0
+_FAREWELL_SECONDS = 1.0
 
 GLANCE_SECONDS = 0.001
 """Long enough to see what has arrived. Not zero: py-amqp then spins until something does."""

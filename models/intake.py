@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, exc, text
 
 from models.callbacks import CallbackEndpoints
-from models.database import Database
+from models.database import Database, sqlstate
 from models.errors import (
     DatabaseUnavailable,
     Invalid,
@@ -94,7 +94,11 @@ class Intake:
             if not is_committing:
                 raise
             return self._settle(batch)
-        except exc.DBAPIError:
+        except exc.DBAPIError as error:
+            if not _is_about_a_document(error):
+                raise DatabaseUnavailable(
+                    f"the database takes no jobs ({sqlstate(error)}): is it migrated and writable?"
+                ) from error
             if len(batch) == 1:
                 return [Invalid("The database cannot store this document")]
             middle = len(batch) // 2
@@ -180,6 +184,7 @@ class Intake:
         # The lanes first, the instances second: a creation that commits in between is then seen
         # by one of the two. The other way round it would be seen by neither.
         busy = self._ledger.lanes_in_use(connection, [one.lane for one in aimed])
+        expected = _ids_behind_a_creation(batch)
         for name in {one.resource for one in aimed}:
             resource = self._registry[name]
             here = [one for one in aimed if one.resource == name]
@@ -187,7 +192,7 @@ class Intake:
             for one in here:
                 head = heads.get(one.resource_id)
                 if head is None:
-                    if one.lane not in busy and one.run_at is None:
+                    if one.lane not in busy and one.job_id not in expected and one.run_at is None:
                         singular = resource.type.singular
                         answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
                 elif refusal := _refusal_by(resource, one, head.owner_id, head.version):
@@ -220,6 +225,24 @@ class Intake:
             dict(zip([one.job_id for one in rest], self._accept_rest(rest), strict=True)) if rest else {}
         )
         return [answers[one.job_id] for one in batch]
+
+
+def _is_about_a_document(error: exc.DBAPIError) -> bool:
+    """Whether a row of the batch is at fault (bad data, a limit passed), not the database as it stands."""
+    is_about_data = isinstance(error, exc.DataError | exc.IntegrityError)
+    return is_about_data or (sqlstate(error) or "").startswith(("21", "22", "23", "54"))
+
+
+def _ids_behind_a_creation(batch: Iterable[Submission]) -> set[UUID]:
+    """Those of ``batch`` whose lane an earlier one of it creates: their instance is yet to come."""
+    created: set[int] = set()
+    behind: set[UUID] = set()
+    for one in batch:
+        if one.operation is Operation.CREATE:
+            created.add(one.lane)
+        elif one.lane in created:
+            behind.add(one.job_id)
+    return behind
 
 
 def _refusal_by(resource: Resource, one: Submission, owner_id: UUID, version: int) -> Refusal | None:

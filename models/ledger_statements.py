@@ -89,7 +89,7 @@ WITH put_off AS (
     UPDATE jobs
     SET state = 'retrying', sequence = nextval('job_sequence'), attempt = :attempt,
         run_at = clock_timestamp() + :delay, announce_at = clock_timestamp() + :delay,
-        announcements = 0, error = CAST(:error AS jsonb)
+        announcements = 0, crashes = 0, error = CAST(:error AS jsonb)
     WHERE id = :id AND state IN ('queued', 'retrying')
     RETURNING id, sequence, error
 ), awake AS MATERIALIZED (SELECT pg_notify('waybill_jobs', ''))

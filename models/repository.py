@@ -83,8 +83,8 @@ class TableRepository:
     def __init__(self, resource: ResourceType) -> None:
         self.resource = resource
         self.table = resource.table
-        # Plain texts: a reflected or quoted name is a subclass, which orjson takes for no key.
-        self._names: list[str] = [str(name) for name in self.table.columns.keys()]  # noqa: SIM118
+        self._names = [str(column.key) for column in self.table.columns]  # orjson takes no subclass of str
+        self._table = f'"{self.table.name}"'
 
     def load_many(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """See :class:`Repository`."""
@@ -95,7 +95,7 @@ class TableRepository:
     def heads(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Head]:
         """See :class:`Repository`."""
         statement = text(
-            f"SELECT id, owner_id, version FROM {self.table.name} WHERE id = ANY(CAST(:ids AS uuid[]))"
+            f"SELECT id, owner_id, version FROM {self._table} WHERE id = ANY(CAST(:ids AS uuid[]))"
         )
         return {
             row[0]: Head(row[1], row[2]) for row in connection.execute(statement, {"ids": array(ids)}).all()
@@ -160,15 +160,15 @@ class TableRepository:
     @cached_property
     def _load(self) -> TextClause:
         columns = ", ".join(_quoted(column) for column in self.table.columns)
-        return text(f"SELECT {columns} FROM {self.table.name} WHERE id = ANY(CAST(:ids AS uuid[]))")
+        return text(f"SELECT {columns} FROM {self._table} WHERE id = ANY(CAST(:ids AS uuid[]))")
 
     @cached_property
     def _insert(self) -> TextClause:
         columns = ", ".join(_quoted(column) for column in self.table.columns)
         values = ", ".join(_value(column) for column in self.table.columns)
         return text(
-            f"INSERT INTO {self.table.name} ({columns}) SELECT {values} "
-            f"FROM jsonb_populate_recordset(NULL::{self.table.name}, CAST(:rows AS jsonb)) AS r "
+            f"INSERT INTO {self._table} ({columns}) SELECT {values} "
+            f"FROM jsonb_populate_recordset(NULL::{self._table}, CAST(:rows AS jsonb)) AS r "
             "ON CONFLICT DO NOTHING RETURNING id"
         )
 
@@ -177,8 +177,8 @@ class TableRepository:
         kept = ("id", "owner_id", "created_at")
         changes = ", ".join(f"{_quoted(c)} = {_value(c)}" for c in self.table.columns if c.name not in kept)
         return text(
-            f"UPDATE {self.table.name} AS t SET {changes} "
-            f"FROM jsonb_populate_recordset(NULL::{self.table.name}, CAST(:rows AS jsonb)) AS r "
+            f"UPDATE {self._table} AS t SET {changes} "
+            f"FROM jsonb_populate_recordset(NULL::{self._table}, CAST(:rows AS jsonb)) AS r "
             "JOIN jsonb_to_recordset(CAST(:expected AS jsonb)) AS e(id uuid, expected bigint) ON e.id = r.id "
             "WHERE t.id = r.id AND t.version = e.expected RETURNING t.id"
         )
@@ -186,7 +186,7 @@ class TableRepository:
     @cached_property
     def _delete(self) -> TextClause:
         return text(
-            f"WITH gone AS (DELETE FROM {self.table.name} AS t "
+            f"WITH gone AS (DELETE FROM {self._table} AS t "
             "USING jsonb_to_recordset(CAST(:expected AS jsonb)) AS e(id uuid, expected bigint) "
             "WHERE t.id = e.id AND t.version = e.expected RETURNING t.id, t.version), "
             "buried AS (INSERT INTO tombstones (resource, resource_id, version) "

@@ -14,8 +14,9 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.schema import SchemaItem
+from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
 from models.errors import ConfigurationError
 from models.principals import DEFAULT_PERMISSIONS, Permissions
@@ -82,15 +83,35 @@ class ResourceType:
             raise ConfigurationError(
                 f"resource {self.name}: its table lacks {', '.join(missing)}; make it with resource_table()"
             )
-        for schema in (self.create, self.update):
+        for schema in (self.create, self.update, self.read):
             unknown = sorted(set(schema.model_fields) - set(self.table.columns.keys()))
             if unknown:
                 raise ConfigurationError(f"resource {self.name}: no column for {', '.join(unknown)}")
+        unset = [
+            name for name, value in self.defaults.items() if value is None and _is_required(self.table, name)
+        ]
+        if unset:
+            raise ConfigurationError(
+                f"resource {self.name}: its create schema lacks {', '.join(unset)}: "
+                "let the column be nullable, or give it a plain default="
+            )
 
     @property
     def singular(self) -> str:
         """How messages name one instance."""
         return self.name[:-3] + "y" if self.name.endswith("ies") else self.name.removesuffix("s")
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """What a new instance has in the columns that its create schema does not name."""
+        own = [column for column in self.table.columns if column.name not in PLATFORM_COLUMNS]
+        return {
+            str(column.name): column.default.arg
+            if isinstance(column.default, ScalarElementColumnDefault)
+            else None
+            for column in own
+            if column.name not in self.create.model_fields
+        }
 
     @cached_property
     def folds(self) -> bool:
@@ -116,3 +137,9 @@ class ResourceType:
                 annotation = Annotated[info.annotation, *info.metadata]
             self._adapters[name] = TypeAdapter(annotation)
         return self._adapters[name]
+
+
+def _is_required(table: Table, name: str) -> bool:
+    """Whether the column takes no SQL null (a JSONB column keeps JSON's null instead)."""
+    column = table.columns[name]
+    return not column.nullable and not isinstance(column.type, JSONB)

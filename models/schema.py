@@ -20,7 +20,6 @@ class Schema(BaseModel):
         alias_generator=to_camel,
         validate_by_name=True,
         validate_by_alias=True,
-        serialize_by_alias=True,
         extra="forbid",
         allow_inf_nan=False,
     )

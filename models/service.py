@@ -217,6 +217,7 @@ class ResourceService:
             raise Conflict(f"The {self.resource.singular} {work.resource_id} exists already")
         after = {
             "id": work.resource_id,
+            **self.resource.defaults,
             **_validated(self.resource.create, work.payload or "").model_dump(),
             "version": work.buried_version + 1,
             "owner_id": work.principal.id,
@@ -229,6 +230,7 @@ class ResourceService:
     def _patched(self, current: Row, payload: str) -> dict[str, Any]:
         schema = self.resource.update
         present = schema.model_construct(**{name: current[name] for name in schema.model_fields})
+        # A column's text where the schema has an enum writes the same JSON: no reason to warn.
         document = orjson.loads(present.model_dump_json(by_alias=True, warnings=False))
         merged = merge_patch.apply(document, orjson.loads(payload))
         return _validated(schema, orjson.dumps(merged)).model_dump()

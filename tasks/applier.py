@@ -160,7 +160,7 @@ class Applier:
                 taken, held = taken + held, []
             if not taken:
                 return False, bool(held)
-            jobs = self._ledger.open_jobs(connection, taken, MAX_JOBS)
+            jobs, is_capped = self._ready_jobs(connection, taken)
             suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
             outcomes = self._run(connection, [job for job in jobs if job.lane not in suspects])
             delivery_ids = self._ledger.finish(connection, outcomes)
@@ -168,12 +168,25 @@ class Applier:
         applied.delivery_ids += delivery_ids
         for job_id in suspects.values():
             self._apply_alone(job_id, applied, is_suspect=True)
-        return len(jobs) == MAX_JOBS and bool(outcomes), bool(held)
+        return is_capped and bool(outcomes), bool(held)
+
+    def _ready_jobs(self, connection: Connection, lanes: list[int]) -> tuple[list[OpenJob], bool]:
+        """The jobs of ``lanes`` that may run now, and whether the cap cut them short.
+
+        A lane that waits for its first job's retry may be longer than the cap; it must not hide the others.
+        """
+        while True:
+            jobs = self._ledger.open_jobs(connection, lanes, MAX_JOBS)
+            ready, is_capped = runnable(jobs), len(jobs) == MAX_JOBS
+            if ready or not is_capped:
+                return ready, is_capped
+            waiting = {job.lane for job in jobs}
+            lanes = [lane for lane in lanes if lane not in waiting]
 
     def _run(self, connection: Connection, jobs: Sequence[OpenJob]) -> list[Outcome]:
         now = self._ledger.clock(connection)
         principals = self._users.principals(connection, list({job.principal_id for job in jobs}))
-        outcomes = Batch(connection, self._registry, principals, now).run(runnable(jobs))
+        outcomes = Batch(connection, self._registry, principals, now).run(jobs)
         for job in jobs:
             metrics.APPLY_SECONDS.observe((now - job.created_at).total_seconds())
         return outcomes
@@ -181,7 +194,18 @@ class Applier:
     # ---- one at a time -----------------------------------------------------------------
 
     def _apply_alone(self, job_id: UUID, applied: Applied, *, is_suspect: bool = False) -> None:
-        """Apply the lane of ``job_id`` job by job, each in a transaction of its own."""
+        """Apply the lane of ``job_id`` job by job; one that is held elsewhere is left to its holder."""
+        try:
+            self._drain_lane(job_id, applied, is_suspect=is_suspect)
+        except Contention:
+            _log.info("lane held elsewhere", extra={"jobId": str(job_id)})
+
+    def _drain_lane(self, job_id: UUID, applied: Applied, *, is_suspect: bool) -> None:
+        """Apply the lane of ``job_id`` up to that job, each in a transaction of its own.
+
+        Raises:
+            Contention: The lane is held elsewhere.
+        """
         while True:
             head = self._head_of_lane(job_id)
             if head is None:
@@ -205,12 +229,9 @@ class Applier:
                 applied.delivery_ids += delivery_ids
 
     def _head_of_lane(self, job_id: UUID) -> OpenJob | None:
-        """The first job of the lane of ``job_id``, if it may run now and nobody holds the lane."""
-        try:
-            with self._database.transaction() as connection:
-                return self._lock_head(connection, job_id)
-        except Contention:
-            return None
+        """The first job of the lane of ``job_id``, if it may run now."""
+        with self._database.transaction() as connection:
+            return self._lock_head(connection, job_id)
 
     def _lock_head(self, connection: Connection, job_id: UUID) -> OpenJob | None:
         taken, held = self._ledger.lock_lanes(connection, [job_id])

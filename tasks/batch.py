@@ -85,6 +85,8 @@ class Batch:
             ids = wanted.setdefault(job.resource, {})
             ids[job.resource_id] = ids.get(job.resource_id, False) or job.operation is Operation.CREATE
         for name, ids in wanted.items():
+            if name not in self._registry:  # no business outcome: another worker may know it
+                raise LookupError(f"this worker does not know the resource {name}")
             repository = self._registry[name].repository
             found = repository.load_many(self._connection, list(ids))
             self._instances |= {(name, one): found.get(one) for one in ids}

@@ -18,7 +18,7 @@ from tests.bench.servers import Servers
 ADMIN_EMAIL = "bench@waybill.local"
 CLI = "deploy.cli"
 MIGRATE = python(CLI, "migrate")
-CREATE_ADMIN = python(CLI, "user", "create", ADMIN_EMAIL, "--role", "admin", "--password", "bench-password-1")
+CREATE_ADMIN = python(CLI, "user", "add", ADMIN_EMAIL, "--role", "admin", "--password", "bench-password-1")
 MAKE_TOKEN = python(CLI, "token", ADMIN_EMAIL)
 API = python(CLI, "api")
 WORKER = python(CLI, "worker")

@@ -1,0 +1,100 @@
+"""Declaring a resource: what is refused at start, and what its instances are made of."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Boolean, Column, ForeignKey, Index, MetaData, String, Table, Uuid
+
+from models.errors import ConfigurationError
+from models.resource_type import ResourceType, resource_table
+from models.schema import Schema
+from models.tables import metadata
+
+
+def table(*items: Any) -> Table:
+    made = resource_table("parcels", *items)
+    metadata.remove(made)
+    return made
+
+
+class Parcel(Schema):
+    label: str
+
+
+class ParcelWithFlag(Parcel):
+    is_paid: bool
+
+
+class SeenParcel(Parcel):
+    id: UUID
+
+
+LABEL = ("label", String)
+
+
+def parcels(*items: Any, **more: Any) -> ResourceType:
+    declared: dict[str, Any] = {
+        "name": "parcels",
+        "table": table(Column(*LABEL, nullable=False), *items),
+        "create": Parcel,
+        "update": Parcel,
+        "read": SeenParcel,
+    }
+    return ResourceType(**(declared | more))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Parcels", "1st", "a b", "a/b", "jobs", "bulk", "dead-letters", "x" * 64]
+)
+def test_name_that_is_no_path_segment_or_taken_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="not usable"):
+        parcels(name=name)
+
+
+def test_table_that_lacks_the_platforms_columns_is_refused() -> None:
+    bare = Table("parcels", MetaData(), Column("id", Uuid, primary_key=True), Column(*LABEL))
+    with pytest.raises(ConfigurationError, match=r"lacks version, owner_id.*resource_table"):
+        parcels(table=bare)
+
+
+@pytest.mark.parametrize("role", ["create", "update", "read"])
+def test_schema_member_without_a_column_is_refused(role: str) -> None:
+    with pytest.raises(ConfigurationError, match="no column for is_paid"):
+        parcels(**{role: ParcelWithFlag})
+
+
+def test_column_that_no_creation_can_fill_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="create schema lacks is_paid.*nullable.*default="):
+        parcels(Column("is_paid", Boolean, nullable=False), update=ParcelWithFlag)
+
+
+def test_column_absent_from_the_create_schema_starts_at_its_default_or_null() -> None:
+    declared = parcels(
+        Column("is_paid", Boolean, nullable=False, default=False),
+        Column("remark", String),
+        update=ParcelWithFlag,
+    )
+    assert declared.defaults == {"is_paid": False, "remark": None}
+
+
+@pytest.mark.parametrize(
+    ("items", "folds"),
+    [
+        ((), True),
+        ((Column("number", String, unique=True),), False),
+        ((Index("one_label", "label", unique=True),), False),
+        ((Column("parent", Uuid, ForeignKey("entities.id")),), False),
+    ],
+)
+def test_jobs_are_folded_only_where_no_constraint_could_refuse_a_state_in_between(
+    items: tuple[Any, ...], *, folds: bool
+) -> None:
+    assert parcels(*items).folds is folds
+
+
+@pytest.mark.parametrize(
+    ("name", "singular"), [("entities", "entity"), ("tickets", "ticket"), ("sheep", "sheep")]
+)
+def test_messages_name_one_instance_in_the_singular(name: str, singular: str) -> None:
+    assert parcels(name=name).singular == singular
