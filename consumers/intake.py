@@ -176,7 +176,7 @@ class IntakeLoop:
         if not batch:
             return []
         try:
-            answers = list(self._intake.accept(batch))
+            answers: list[Answer | None] = list(self._intake.accept(batch))
             if any(isinstance(answer, Unavailable) for answer in answers):
                 # Part of it is accepted: it comes again, and their message ids make those the same jobs.
                 raise DatabaseUnavailable("the batch could not be accepted whole")
