@@ -10,6 +10,7 @@ from uuid_utils import uuid4
 
 from api_shim.authentication import Authentication
 from api_shim.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
+from api_shim.protocol import write_whole
 from api_shim.router import Router
 from models.errors import (
     Contention,
@@ -94,8 +95,10 @@ class App:
         headers = [*response.headers, (b"x-request-id", request_id), *_ALWAYS]
         if response.status not in _WITHOUT_LENGTH:
             headers.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        # What closes the connection, uvicorn must see for itself.
+        if _CLOSE in response.headers or not write_whole(send, response.status, headers, body):
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
         self._record(path, request.method, response, time.perf_counter() - began)
 
     def _record(self, path: str, method: str, response: Response, seconds: float) -> None:

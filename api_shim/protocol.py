@@ -6,12 +6,18 @@ cost per request: a clock is noted, and one sweep a second looks for those who a
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
 from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
+from api_shim.http import Header
 from models.errors import Invalid
 from models.job import to_json
 from models.metrics import INVALID_REQUESTS
@@ -82,6 +88,38 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(head.encode() + body)
             self.transport.close()
+
+
+def write_whole(send: Any, status: int, headers: Sequence[Header], body: bytes) -> bool:
+    """Write a whole answer at once, where ``send`` is uvicorn's and the connection is in its usual state.
+
+    uvicorn's own ``send`` takes two messages and searches every header twice for characters that no
+    header of ours can hold: a fifth of the edge's time. It still does everything unusual.
+
+    Returns:
+        False where nothing was written: answer by ``send`` then.
+    """
+    cycle = getattr(send, "__self__", None)
+    if (
+        type(cycle) is not RequestResponseCycle
+        or cycle.disconnected
+        or cycle.response_started
+        or not cycle.keep_alive
+        or cycle.flow.write_paused
+        or cycle.scope["method"] == "HEAD"
+    ):
+        return False
+    parts = [STATUS_LINE[status]]
+    for name, value in (*cycle.default_headers, *headers):
+        parts += (name, b": ", value, b"\r\n")
+    parts += (b"\r\n", body)
+    cycle.response_started = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(b"".join(parts))
+    cycle.response_complete = True
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
 
 
 class GuardedServer(Server):

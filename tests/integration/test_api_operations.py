@@ -233,7 +233,8 @@ from api_shim.announcing import SilentAnnouncer
 from api_shim.main import serve
 from models.settings import Settings
 url, data, port = sys.argv[1:]
-sys.exit(serve(Settings(_env_file=None, database_url=url, data_dir=Path(data), api_port=int(port)), SilentAnnouncer()))
+settings = Settings(_env_file=None, database_url=url, data_dir=Path(data), api_port=int(port))
+sys.exit(serve(settings, SilentAnnouncer()))
 """
 
 
