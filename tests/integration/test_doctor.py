@@ -83,9 +83,8 @@ def test_command_names_pids_and_logs_of_what_up_runs(
         assert f"pid {up.process.pid}" in result.output
         assert str(directory.log_file("postgres")) in result.output
         assert "is ready" in result.output
-        assert [line for line in result.output.splitlines() if line.startswith("WRONG")][0].split()[
-            1
-        ] == "flower"
+        wrong = [line.split()[1] for line in result.output.splitlines() if line.startswith("WRONG")]
+        assert wrong == ["flower"]
 
         before = up.processes()
         os.kill(up.process.pid, signal.SIGKILL)

@@ -3,14 +3,17 @@
 import signal
 import subprocess
 import sys
+import types
 
+import click
 import pytest
 
-from deploy import cli
+from deploy import cli, process_commands
 from deploy.stop_request import Stopped, StopRequest
 from models.errors import ConfigurationError
+from models.settings import Settings
 
-PROMISED = [
+PROMISED = (
     "up",
     "api",
     "worker",
@@ -26,7 +29,7 @@ PROMISED = [
     "doctor",
     "openapi",
     "asyncapi",
-]
+)
 
 
 def test_help_names_every_command_without_loading_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,3 +93,26 @@ def test_signal_is_remembered_and_interrupts_only_what_allows_it() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["api", "worker", "consumer", "flower", "node"])
+def test_process_command_runs_the_main_of_its_room(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[Settings] = []
+    room = types.SimpleNamespace(run=received.append)
+    monkeypatch.setattr(
+        process_commands.importlib, "import_module", {process_commands._MAINS[name]: room}.get
+    )
+    monkeypatch.delenv("WAYBILL_LAUNCHER_PID", raising=False)
+    command: click.Command = getattr(process_commands, name)
+    command.main([], standalone_mode=False)
+    assert len(received) == 1
+
+
+def test_process_whose_launcher_is_gone_ends_at_once() -> None:
+    code = "from deploy.parent import die_with_launcher; die_with_launcher(); print('lives on')"
+    environment = {"WAYBILL_LAUNCHER_PID": "1", "PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "the launcher is gone" in result.stderr
+    assert result.stdout == ""
