@@ -131,6 +131,15 @@ class Ledger:
             (taken if is_ours else held).append(lane)
         return taken, held
 
+    def lock_oldest_lanes(self, connection: Connection, priority: Priority, room: int) -> list[int]:
+        """Take up to ``room`` further lanes, those whose jobs wait longest, skipping what is held.
+
+        Small announcements of a backlog then share a transaction; those that come too late find
+        their jobs done.
+        """
+        oldest = connection.execute(sql.TRY_OLDEST_LANES, {"priority": priority, "room": room}).all()
+        return [row[0] for row in oldest]
+
     def wait_for_lanes(self, connection: Connection, lanes: Iterable[int], timeout: timedelta) -> None:
         """Take ``lanes``, waiting up to ``timeout`` for each, in the order of their keys: no deadlock.
 

@@ -38,6 +38,15 @@ WITH named AS MATERIALIZED (  -- by primary key: the planner must not walk every
 SELECT lane, pg_try_advisory_xact_lock(lane) FROM lanes
 """)
 
+TRY_OLDEST_LANES = text("""
+SELECT lane FROM (
+    SELECT lane FROM jobs
+    WHERE announce_at IS NOT NULL AND state = 'queued' AND priority = :priority
+    ORDER BY announce_at LIMIT :room * 4
+) AS oldest
+WHERE pg_try_advisory_xact_lock(lane) LIMIT :room
+""")
+
 WAIT_LANE = text("SELECT pg_advisory_xact_lock(:lane)")
 
 OPEN_JOBS = text("""

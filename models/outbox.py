@@ -92,6 +92,13 @@ class Outbox:
         connection.execute(_KEEP_BODIES, {"bodies": document})
         return bodies
 
+    def event_keys(self, connection: Connection, sequences: Sequence[int]) -> dict[str, list[int]]:
+        """Job events by the routing key that announces them: ``{resource}.{operation}.{state}``."""
+        keys: dict[str, list[int]] = {}
+        for key, sequence in connection.execute(_EVENT_KEYS, {"sequences": array(sequences)}).all():
+            keys.setdefault(key, []).append(sequence)
+        return keys
+
     def events(self, connection: Connection, sequences: Sequence[int]) -> dict[int, ToldEvent]:
         """Job events by their sequence, each with its job as it stood then."""
         told = {}
@@ -193,6 +200,12 @@ WHERE d.id = r.id AND d.body IS NULL
 _EVENTS = text(f"""
 SELECT t.sequence, t.state, t.at, j.*
 FROM job_events AS t JOIN (SELECT {sql.JOB_COLUMNS} FROM jobs) AS j ON j.id = t.job_id
+WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
+""")
+
+_EVENT_KEYS = text("""
+SELECT j.resource || '.' || j.operation || '.' || t.state, t.sequence
+FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
 WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 """)
 

@@ -30,8 +30,9 @@ def make_app(settings: Settings) -> Celery:
     @app.task(name=APPLY, bind=True, ignore_result=True)
     def apply(task: Task[Any, Any], job_ids: list[str]) -> None:
         """Apply announced jobs."""
-        is_redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
-        _run(lambda: runtime.apply(_uuids(job_ids), are_suspect=is_redelivered), len(job_ids))
+        delivery = task.request.delivery_info or {}
+        is_redelivered, queue = bool(delivery.get("redelivered")), str(delivery.get("routing_key"))
+        _run(lambda: runtime.apply(_uuids(job_ids), are_suspect=is_redelivered, queue=queue), len(job_ids))
 
     @app.task(name=DELIVER, ignore_result=True)
     def deliver(delivery_ids: list[str]) -> None:

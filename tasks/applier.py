@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
@@ -17,7 +18,7 @@ from sqlalchemy import Connection, exc
 from models import metrics
 from models.database import Database, sqlstate
 from models.errors import Conflict, Contention, DatabaseUnavailable, Invalid, Refusal, internal_problem
-from models.job import JobState
+from models.job import JobState, Priority
 from models.ledger import Ledger, OpenJob, Outcome
 from models.registry import Registry
 from models.retry import Die, Fail, Retry, RetryPolicy
@@ -27,8 +28,17 @@ from tasks.batch import Batch
 MAX_JOBS = 500
 """Jobs that one transaction takes, at most."""
 
+MAX_ROUNDS = 20
+"""Transactions in a row that one announcement may fill to the cap; its other jobs have their own."""
+
+CONTENTIONS = 3
+"""Tries of a transaction that meets a deadlock or a lock, before its set is split."""
+
 LANE_PATIENCE = timedelta(milliseconds=500)
 """How long to wait for lanes that another worker holds, before leaving them to the sweep."""
+
+FILL_TO = 200
+"""Lanes that one transaction takes while more wait: few jobs to a commit would cost many commits."""
 
 SUSPECT_AFTER = 6
 """Announcements without an end that make a job suspect of killing its worker."""
@@ -81,11 +91,14 @@ class Applier:
         self._retry_policy = retry_policy
         self._sleep = sleep
 
-    def apply(self, job_ids: Sequence[UUID], *, are_suspect: bool = False) -> Applied:
+    def apply(
+        self, job_ids: Sequence[UUID], *, are_suspect: bool = False, fill_with: Priority | None = None
+    ) -> Applied:
         """Apply the open jobs of the lanes that ``job_ids`` are in; what is final already stays.
 
         Args:
             job_ids: As announced; may be old, doubled or unknown.
+            fill_with: Also take the oldest waiting jobs of this priority, up to :data:`FILL_TO` lanes.
             are_suspect: Their last announcement was not acknowledged: try each alone.
 
         Raises:
@@ -96,7 +109,7 @@ class Applier:
             for job_id in job_ids:
                 self._apply_alone(job_id, applied, is_suspect=True)
         else:
-            self._apply_or_split(list(job_ids), applied)
+            self._apply_or_split(list(job_ids), applied, fill_with)
         self._tell(applied.outcomes, announced=len(job_ids))
         return applied
 
@@ -114,10 +127,12 @@ class Applier:
 
     # ---- sets --------------------------------------------------------------------------
 
-    def _apply_or_split(self, job_ids: list[UUID], applied: Applied) -> None:
+    def _apply_or_split(
+        self, job_ids: list[UUID], applied: Applied, fill_with: Priority | None = None
+    ) -> None:
         """Apply a set; when it fails as a whole, halve it until the culprit stands alone."""
         try:
-            self._apply_set(job_ids, applied)
+            self._apply_set(job_ids, applied, fill_with)
         except DatabaseUnavailable:
             raise
         except Exception as error:
@@ -129,37 +144,53 @@ class Applier:
             self._apply_or_split(job_ids[:middle], applied)
             self._apply_or_split(job_ids[middle:], applied)
 
-    def _apply_set(self, job_ids: list[UUID], applied: Applied) -> None:
-        is_patient = False
-        contentions = 0
-        while job_ids:
-            try:
-                is_capped, is_held = self._transact(job_ids, applied, is_patient=is_patient)
-            except Contention:
-                contentions += 1
-                if is_patient and contentions == 1:
-                    return  # Held elsewhere for long: whoever holds the lanes goes on, or the sweep.
-                if contentions >= 3:
-                    raise
-                self._sleep(random.uniform(0.01, 0.1))  # noqa: S311 - jitter
-                continue
-            if not is_capped and (not is_held or is_patient):
-                return
-            is_patient = is_held and not is_capped
+    def _apply_set(self, job_ids: list[UUID], applied: Applied, fill_with: Priority | None) -> None:
+        """Apply what is free first; then wait a little for lanes that are held elsewhere.
 
-    def _transact(self, job_ids: list[UUID], applied: Applied, *, is_patient: bool) -> tuple[bool, bool]:
-        """One transaction over the lanes of ``job_ids``.
+        Raises:
+            Contention: Again and again: an instance is locked from outside, or by one of its own jobs.
+        """
+        held: list[int] = []
+        for _ in range(MAX_ROUNDS):
+            is_capped, held = self._patiently(lambda: self._transact(job_ids, applied, fill_with=fill_with))
+            if not is_capped:
+                break
+        if held:
+            with suppress(Contention):  # held for long: whoever holds them goes on, or the sweep does
+                self._transact(job_ids, applied, waiting_for=held)
+
+    def _patiently(self, transact: Callable[[], tuple[bool, list[int]]]) -> tuple[bool, list[int]]:
+        for _ in range(CONTENTIONS - 1):
+            try:
+                return transact()
+            except Contention:
+                self._sleep(random.uniform(0.01, 0.1))  # noqa: S311 - jitter
+        return transact()
+
+    def _transact(
+        self,
+        job_ids: list[UUID],
+        applied: Applied,
+        *,
+        waiting_for: Sequence[int] = (),
+        fill_with: Priority | None = None,
+    ) -> tuple[bool, list[int]]:
+        """One transaction over the lanes of ``job_ids``, or over the lanes that are worth ``waiting_for``.
 
         Returns:
-            Whether the cap cut the jobs short, and whether lanes were held elsewhere.
+            Whether the cap cut the jobs short, and the lanes that were held elsewhere.
         """
         with self._database.transaction() as connection:
-            taken, held = self._ledger.lock_lanes(connection, job_ids)
-            if held and is_patient:
-                self._ledger.wait_for_lanes(connection, held, LANE_PATIENCE)
-                taken, held = taken + held, []
+            if waiting_for:
+                self._ledger.wait_for_lanes(connection, waiting_for, LANE_PATIENCE)
+                taken, held = list(waiting_for), []
+            else:
+                taken, held = self._ledger.lock_lanes(connection, job_ids)
+            room = FILL_TO - len(taken)
+            if fill_with is not None and room > 0:
+                taken += self._ledger.lock_oldest_lanes(connection, fill_with, room)
             if not taken:
-                return False, bool(held)
+                return False, held
             jobs, is_capped = self._ready_jobs(connection, taken)
             suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
             outcomes = self._run(connection, [job for job in jobs if job.lane not in suspects])
@@ -168,7 +199,7 @@ class Applier:
         applied.delivery_ids += delivery_ids
         for job_id in suspects.values():
             self._apply_alone(job_id, applied, is_suspect=True)
-        return is_capped and bool(outcomes), bool(held)
+        return is_capped and bool(outcomes), held
 
     def _ready_jobs(self, connection: Connection, lanes: list[int]) -> tuple[list[OpenJob], bool]:
         """The jobs of ``lanes`` that may run now, and whether the cap cut them short.

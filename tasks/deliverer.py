@@ -191,20 +191,22 @@ class Deliverer:
         of its key: with no listener a batch of hundreds is a handful of messages.
         """
         with self._database.snapshot() as connection:
-            told = self._outbox.events(connection, delivery.sequences)
-        unheard: set[str] = set()
-        for sequence, event in told.items():
-            key = f"{event.job.resource}.{event.job.operation}.{event.job.state}"
-            if key in unheard:
-                continue
+            for key, sequences in self._outbox.event_keys(connection, delivery.sequences).items():
+                first, rest = sequences[:1], sequences[1:]
+                if self._publish_each(connection, key, first) and rest:
+                    self._publish_each(connection, key, rest)
+
+    def _publish_each(self, connection: Connection, key: str, sequences: Sequence[int]) -> bool:
+        """Publish the events of one key, in order; whether anybody listens."""
+        is_heard = False
+        for sequence, event in self._outbox.events(connection, sequences).items():
             is_heard = self._publisher.message(
                 cloud_event(sequence, event),
                 exchange=EVENTS,
                 routing_key=key,
                 content_type="application/cloudevents+json",
             )
-            if not is_heard:
-                unheard.add(key)
+        return is_heard
 
 
 def cloud_event(sequence: int, event: ToldEvent) -> bytes:

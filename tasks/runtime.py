@@ -16,8 +16,11 @@ from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.applier import Applier
 from tasks.deliverer import Deliverer
+from tasks.names import JOB_QUEUES
 from tasks.publisher import Publisher
 from tasks.webhook import WebhookSender, trust
+
+_PRIORITIES = {queue: priority for priority, queue in JOB_QUEUES.items()}
 
 RECEIVERS_AT_ONCE = 16
 """Callback hosts that one process serves side by side."""
@@ -48,10 +51,10 @@ class Runtime:
         self._by_process: dict[int, _Pieces] = {}
         self._making = threading.Lock()
 
-    def apply(self, job_ids: Sequence[UUID], *, are_suspect: bool) -> None:
-        """Apply jobs, then announce the deliveries that follow from them."""
+    def apply(self, job_ids: Sequence[UUID], *, are_suspect: bool, queue: str) -> None:
+        """Apply jobs announced on ``queue``, then announce the deliveries that follow from them."""
         pieces = self._pieces()
-        applied = pieces.applier.apply(job_ids, are_suspect=are_suspect)
+        applied = pieces.applier.apply(job_ids, are_suspect=are_suspect, fill_with=_PRIORITIES.get(queue))
         pieces.announcer.deliveries(applied.delivery_ids)
 
     def deliver(self, delivery_ids: Sequence[UUID]) -> None:

@@ -14,6 +14,7 @@ import redis
 from kombu import Connection
 
 from deploy import postgres_home
+from deploy.account import Account
 from deploy.data_directory import DataDirectory
 from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer, find_rabbitmq
@@ -277,6 +278,26 @@ def test_root_keeps_data_elsewhere_when_the_unprivileged_user_cannot_reach_it(tm
         shutil.rmtree(server.data.parent)
     with pytest.raises(ConfigurationError, match="is not there"):
         PostgresServer(directory).start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to drop privileges")
+def test_root_copies_the_programs_that_the_unprivileged_user_cannot_reach(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = directory.path / "elsewhere"
+    reaches = Account.can_run
+    monkeypatch.setattr(postgres_home, "_ELSEWHERE", (place,))
+    monkeypatch.setattr(Account, "can_run", lambda self, path: place in path.parents and reaches(self, path))
+    server = PostgresServer(directory)
+    try:
+        server.start()
+        assert server.pid is not None
+        assert place in Path(psutil.Process(server.pid).exe()).parents
+        assert psutil.Process(server.pid).uids().real != 0
+    finally:
+        server.kill()
+    (copy,) = place.iterdir()
+    assert postgres_home.find_postgres_home(directory).programs.is_relative_to(copy)
 
 
 def queue_is_registered(directory: DataDirectory, queue: str) -> bool:

@@ -132,6 +132,26 @@ def test_a_signal_while_starting_leaves_nothing(directory: DataDirectory) -> Non
     assert postgres_processes(directory) == []
 
 
+def test_demo_hands_on_its_exit_status_and_stops_everything(directory: DataDirectory) -> None:
+    with launched(directory, "--demo", "3") as up:
+        assert up.wait_exit() == 1  # the stand-in accepts no job
+        assert "waybill: stopped" in up.said()
+        assert "Traceback" not in up.said()
+    assert postgres_processes(directory) == []
+
+
+def test_memory_broker_and_full_contradict_each_other(directory: DataDirectory) -> None:
+    with launched(directory, "--full", WAYBILL_BROKER_URL="memory://") as up:
+        assert up.wait_exit() == 2
+        assert "unset WAYBILL_BROKER_URL" in up.said()
+
+
+def test_port_nought_means_any(directory: DataDirectory) -> None:
+    with launched(directory, WAYBILL_API_PORT="0", WAYBILL_FLOWER_PORT="0") as up:
+        up.wait_ready()
+        assert "127.0.0.1:0" not in up.said()
+
+
 def test_named_database_is_used_and_none_is_started(directory: DataDirectory, database_url: str) -> None:
     with launched(directory, WAYBILL_DATABASE_URL=database_url) as up:
         up.wait_ready()
