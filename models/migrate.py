@@ -9,6 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
+from models.database import translated_errors
 from models.errors import ConfigurationError
 from models.tables import SCHEMA, metadata
 
@@ -28,7 +29,7 @@ def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool
     Returns:
         Tables of registered resources that are still missing (never any with ``create_tables``).
     """
-    with engine.begin() as connection:
+    with translated_errors(), engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _default_search_path(connection)
@@ -57,7 +58,7 @@ def write_revision(engine: Engine, message: str, folder: Path) -> Path:
         folder: Where to write it; name it in ``WAYBILL_MIGRATIONS``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with engine.begin() as connection:
+    with translated_errors(), engine.begin() as connection:
         config = _config(connection, [folder])
         script = ScriptDirectory.from_config(config)
         own = [item for item in script.walk_revisions() if Path(item.path).parent == folder.resolve()]
