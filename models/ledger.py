@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 
 from models import ledger_statements as sql
 from models.database import array
-from models.errors import Conflict, Contention
+from models.errors import Conflict, Contention, NotFound
 from models.job import Job, JobState, Operation, Priority, Submission, to_json
 
 RESCUE_AFTER = timedelta(seconds=5)
@@ -203,9 +203,13 @@ class Ledger:
             Ids of the deliveries to announce.
 
         Raises:
+            NotFound: There is no such job.
             Conflict: It is final; the message says in which state.
         """
-        state, attempt = connection.execute(sql.LOCK_JOB, {"id": job_id}).one()
+        found = connection.execute(sql.LOCK_JOB, {"id": job_id}).one_or_none()
+        if found is None:
+            raise NotFound("There is no such job")
+        state, attempt = found
         if JobState(state).is_done:
             raise Conflict(f"The job is {state} already")
         return self.finish(connection, [Outcome(job_id=job_id, state=JobState.CANCELLED, attempt=attempt)])
