@@ -108,7 +108,10 @@ class Intake:
         fresh = [one for one in batch if leaders.get(_key_of(one), one) is one]
         answers = self._replays(connection, fresh)
         fresh = [one for one in fresh if one.job_id not in answers]
-        answers |= self._refusals(connection, fresh)
+        refused = self._refusals(connection, fresh)
+        answers |= refused
+        # A twin may have been accepted, and even applied, since the keys were looked up: it is the answer.
+        answers |= self._replays(connection, [one for one in fresh if one.job_id in refused])
         fresh = [one for one in fresh if one.job_id not in answers]
         lost = self._losers_of_keys(connection, fresh)
         answers |= self._replays(connection, lost)
