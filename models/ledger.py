@@ -85,6 +85,7 @@ class Accepted:
     state: JobState
     sequence: int
     created_at: datetime
+    transaction_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,12 @@ class Ledger:
         """
         document = to_json([_row(submission) for submission in batch]).decode()
         added = connection.execute(sql.ACCEPT, {"batch": document, "rescue": RESCUE_AFTER}).all()
-        return {row[0]: Accepted(JobState(row[1]), row[2], row[3]) for row in added}
+        return {row[0]: Accepted(JobState(row[1]), *row[2:]) for row in added}
+
+    def is_under_way(self, connection: Connection, transaction_id: int) -> bool:
+        """Whether the transaction of an acceptance is neither committed nor rolled back yet."""
+        found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        return bool(found.scalar_one())
 
     # ---- apply -------------------------------------------------------------------------
 
