@@ -29,10 +29,12 @@ def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool
         Tables of registered resources that are still missing (never any with ``create_tables``).
     """
     with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))  # another migration takes what it takes
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _default_search_path(connection)
-        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         command.upgrade(_config(connection, folders), "heads")
         missing = _missing_tables(connection)
         if create_tables and missing:
