@@ -57,17 +57,17 @@ discover(modules)
 folders = [Path(folder)] if folder else []
 for command in commands.split():
     if command == "migrate":
-        print(migrate(database.engine, folders))
+        print(">", migrate(database.engine, folders))
     elif command == "create":
-        print(migrate(database.engine, folders, create_tables=True))
+        print(">", migrate(database.engine, folders, create_tables=True))
     elif command == "revision":
-        print(write_revision(database.engine, "what is new", Path(folder)))
+        print(">", write_revision(database.engine, "what is new", Path(folder)))
     elif command == "current":
         with database.snapshot() as connection:
-            print(is_current(connection, folders))
+            print(">", is_current(connection, folders))
     elif command == "compare":
         with database.transaction() as connection:
-            print(compare_metadata(MigrationContext.configure(connection), metadata))
+            print(">", compare_metadata(MigrationContext.configure(connection), metadata))
 """
 
 
@@ -85,7 +85,7 @@ def database(url: str) -> Iterator[Database]:
 
 
 def drive(commands: str, url: str, folder: Path | str = "", module: Path | None = None) -> list[str]:
-    """Run steps in a process of its own, as what a resource declares is global to its process; their output."""
+    """What steps print in a process of their own: what a resource declares is global to its process."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{module.parent if module else ''}"}
     modules = [module.stem] if module else []
     done = subprocess.run(
@@ -96,7 +96,7 @@ def drive(commands: str, url: str, folder: Path | str = "", module: Path | None 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return [line.removeprefix("> ") for line in done.stdout.splitlines() if line.startswith("> ")]
 
 
 def test_migrated_database_is_what_the_tables_say(url: str) -> None:
@@ -147,6 +147,13 @@ def test_role_that_only_owns_its_database_is_enough(url: str, database: Database
     migrate(database.engine)
     with database.snapshot() as connection:
         assert is_current(connection)
+
+
+def test_database_of_a_newer_release_is_not_current(database: Database) -> None:
+    migrate(database.engine)
+    with database.transaction() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+        assert not is_current(connection)
 
 
 def test_missing_table_of_a_resource_is_named_or_made(url: str, tmp_path: Path) -> None:
