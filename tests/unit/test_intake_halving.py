@@ -28,13 +28,13 @@ class _Scripted(Intake):
         super().__init__(cast(Any, _Database()), cast(Any, None), cast(Any, None), cast(Any, None))
         self.script = script
 
-    def _answers(self, connection: object, batch: Sequence[Submission]) -> Answers:
+    def _answers(self, connection: object, batch: Sequence[Submission]) -> tuple[Answers, None]:
         if len(batch) > 1:
             raise exc.DataError("x", {}, Exception())
         problem = self.script[batch[0].job_id]
         if problem is not None:
             raise problem
-        return {batch[0].job_id: Receipt(cast(Job, None))}
+        return {batch[0].job_id: Receipt(cast(Job, None))}, None
 
 
 def _batch(*problems: Exception | None) -> tuple[_Scripted, list[Submission]]:
