@@ -103,7 +103,7 @@ class Deliverer:
             self._settle(delivery, answer, is_probe=passage is _Passage.PROBE)
 
     def _passage(self, delivery: Delivery, waiting: Sequence[Delivery]) -> _Passage:
-        """Ask the host's breaker whether ``delivery`` may go; park it and all ``waiting`` behind it where not."""
+        """Ask the host's breaker whether ``delivery`` may go; where not, park it and all ``waiting``."""
         host = _host_of(delivery)
         with self._database.transaction() as connection:
             mine = self._outbox.extend(connection, delivery)
