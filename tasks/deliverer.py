@@ -91,7 +91,7 @@ class Deliverer:
                 with self._database.transaction() as connection:
                     self._outbox.give_up(connection, delivery.id, error=_GONE, status=None)
                 continue
-            passage = self._passage(delivery, deliveries[place:])
+            passage = self._passage(delivery, deliveries[place + 1 :])
             if passage is _Passage.PARKED:
                 return
             if passage is _Passage.TAKEN:
@@ -103,10 +103,11 @@ class Deliverer:
             self._settle(delivery, answer, is_probe=passage is _Passage.PROBE)
 
     def _passage(self, delivery: Delivery, waiting: Sequence[Delivery]) -> _Passage:
-        """Ask the host's breaker whether ``delivery`` may go; park all that is ``waiting`` where not."""
+        """Ask the host's breaker whether ``delivery`` may go; where not, park it and all ``waiting``."""
         host = _host_of(delivery)
         with self._database.transaction() as connection:
-            if not self._outbox.extend(connection, delivery):
+            mine = self._outbox.extend(connection, delivery)
+            if mine is None:
                 return _Passage.TAKEN
             board = BreakerBoard(connection)
             state = board.states([host]).get(host, breaker.CLOSED)
@@ -118,7 +119,7 @@ class Deliverer:
                 return _Passage.PROBE
             spread = timedelta(seconds=5 * self._uniform())  # not all at the moment of the probe
             until = max(state.probe_at or now, now) + spread
-            self._outbox.park(connection, [one.id for one in waiting], until)
+            self._outbox.park(connection, [mine, *waiting], until)
             return _Passage.PARKED
 
     def _settle(self, delivery: Delivery, answer: Answer, *, is_probe: bool) -> None:
