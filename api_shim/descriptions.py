@@ -36,7 +36,7 @@ PREFER = header(
 COMMON_WRITE_HEADERS = (
     header(
         "Idempotency-Key",
-        "Names your request: sent again with the same key it is the same job, for ever.",
+        "Names your request: sent again under the same key it is the same job.",
         {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
     ),
     PREFER,

@@ -17,6 +17,7 @@ from api_shim.router import Answer, Route
 from models.errors import PROBLEM_MEDIA_TYPE, Refusal
 from models.job import JobState, Operation, Priority
 from models.registry import Registry
+from tasks import asyncapi
 
 VERSION = "3.1.0"
 _COMPONENTS = "#/components/schemas/"
@@ -96,6 +97,7 @@ _PLAIN: dict[str, Any] = {
         },
     },
     "OpenApi": {"type": "object"},
+    "AsyncApi": {"type": "object"},
 }
 _MODELS: dict[str, type[BaseModel]] = {
     "Login": Login,
@@ -118,10 +120,15 @@ class Documentation:
         self._registry = registry
         self._json = b""
         self._page = b""
+        self._asyncapi = json.dumps(asyncapi.document(registry), ensure_ascii=False).encode()
 
     async def document(self, request: Request) -> Response:
         """The document, for machines."""
         return json_response(200, self._json, (_CACHEABLE,))
+
+    async def asyncapi(self, request: Request) -> Response:
+        """The AMQP side, for machines."""
+        return json_response(200, self._asyncapi, (_CACHEABLE,))
 
     async def docs(self, request: Request) -> Response:
         """The same, for people: one page that loads nothing from anywhere."""
@@ -129,7 +136,7 @@ class Documentation:
         return Response(200, self._page, headers)
 
     def routes(self, others: Sequence[Route]) -> Iterator[Route]:
-        """The two routes; they describe ``others`` and themselves."""
+        """The three routes; they describe ``others`` and themselves."""
         own = [
             Route(
                 method="GET",
@@ -140,6 +147,16 @@ class Documentation:
                 tag="documentation",
                 is_public=True,
                 answers={200: Answer("OpenAPI 3.1", "OpenApi", ("Cache-Control",))},
+            ),
+            Route(
+                method="GET",
+                path="/asyncapi.json",
+                handle=self.asyncapi,
+                operation_id="get_asyncapi",
+                summary="A description of the AMQP side",
+                tag="documentation",
+                is_public=True,
+                answers={200: Answer("AsyncAPI 3.0", "AsyncApi", ("Cache-Control",))},
             ),
             Route(
                 method="GET",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from models.errors import ConfigurationError
+from models.errors import ConfigurationError, Refusal, Transient
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("deploy.up_command:up", "Start the platform here and keep it running."),
@@ -67,13 +67,14 @@ def waybill() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command.
 
-    A wrong setting is one line on standard error and exit status 2, never a traceback.
+    A wrong setting is one line on standard error and exit status 2, a refusal or something that is away
+    one line and exit status 1: never a traceback.
     """
     try:
         waybill.main(arguments, prog_name="waybill")
-    except ConfigurationError as error:
+    except (ConfigurationError, Refusal, Transient) as error:
         print(f"waybill: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
 if __name__ == "__main__":

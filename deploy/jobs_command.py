@@ -7,7 +7,6 @@ from uuid import UUID
 
 import click
 
-from deploy.refusals import told_in_a_line
 from models.container import Container
 from models.errors import NotFound
 from models.job import Job, JobState, to_json
@@ -22,7 +21,6 @@ from models.settings import load_settings
 @click.option("--resource", help="Only jobs on this resource.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.pass_context
-@told_in_a_line
 def jobs(context: click.Context, *, state: str | None, resource: str | None, limit: int) -> None:
     """List jobs, newest first; or show, cancel, redrive one."""
     if context.invoked_subcommand is not None:
@@ -35,7 +33,6 @@ def jobs(context: click.Context, *, state: str | None, resource: str | None, lim
 
 @jobs.command()
 @click.argument("job_id", type=click.UUID)
-@told_in_a_line
 def show(job_id: UUID) -> None:
     """Show one job as the API would."""
     with _container() as container, container.database.snapshot() as connection:
@@ -47,7 +44,6 @@ def show(job_id: UUID) -> None:
 
 @jobs.command()
 @click.argument("job_id", type=click.UUID)
-@told_in_a_line
 def cancel(job_id: UUID) -> None:
     """Withdraw a job that is not final."""
     with _container() as container, container.database.transaction() as connection:
@@ -57,7 +53,6 @@ def cancel(job_id: UUID) -> None:
 
 @jobs.command()
 @click.argument("job_id", type=click.UUID)
-@told_in_a_line
 def redrive(job_id: UUID) -> None:
     """Queue a dead job again, at the end of its lane."""
     with _container() as container, container.database.transaction() as connection:

@@ -8,7 +8,6 @@ import click
 import urllib3
 
 from deploy.readiness import http_url
-from deploy.refusals import told_in_a_line
 from deploy.tokens import mint
 from models.settings import load_settings
 
@@ -25,7 +24,6 @@ _METHODS = {"create": "POST", "replace": "PUT", "patch": "PATCH", "delete": "DEL
 )
 @click.option("--key", default=None, help="Idempotency-Key; a fresh one by default.")
 @click.option("--as", "email", default=None, help="Whose token to use; the admin's by default.")
-@told_in_a_line
 def submit(
     operation: str,
     resource: str,

@@ -2,14 +2,12 @@
 
 import click
 
-from deploy.refusals import told_in_a_line
 from deploy.tokens import mint
 from models.settings import load_settings
 
 
 @click.command()
 @click.argument("email", required=False)
-@told_in_a_line
 def token(email: str | None) -> None:
     """Print an access token for EMAIL (default: the admin), good for 30 minutes.
 

@@ -2,7 +2,6 @@
 
 import click
 
-from deploy.refusals import told_in_a_line
 from models.container import Container
 from models.principals import Role
 from models.settings import load_settings
@@ -18,7 +17,6 @@ def user() -> None:
 @click.argument("email")
 @click.option("--role", type=click.Choice([str(role) for role in Role]), default="user", show_default=True)
 @click.password_option(help="Asked for when not given.")
-@told_in_a_line
 def add(email: str, role: str, password: str) -> None:
     """Add a user."""
     container = Container(load_settings(), role="user", pool_size=1)
@@ -31,7 +29,6 @@ def add(email: str, role: str, password: str) -> None:
 @user.command()
 @click.argument("email")
 @click.password_option(help="Asked for when not given.")
-@told_in_a_line
 def password(email: str, password: str) -> None:
     """Change a user's password."""
     container = Container(load_settings(), role="user", pool_size=1)
@@ -42,7 +39,6 @@ def password(email: str, password: str) -> None:
 
 
 @user.command("list")
-@told_in_a_line
 def list_() -> None:
     """List users."""
     container = Container(load_settings(), role="user", pool_size=1)

@@ -85,15 +85,14 @@ class Intake:
             DatabaseUnavailable: Nothing of the batch was accepted.
             Contention: Nothing of the batch was accepted; it may be tried again.
         """
-        is_committing = False
+        committing: int | None = None
         try:
             with self._database.transaction() as connection:
-                answers = self._answers(connection, batch)
-                is_committing = True
+                answers, committing = self._answers(connection, batch)
         except DatabaseUnavailable:
-            if not is_committing:
+            if committing is None:
                 raise
-            return self._settle(batch)
+            return self._settle(batch, committing)
         except exc.DBAPIError as error:
             if not _is_about_a_document(error):
                 raise DatabaseUnavailable(
@@ -117,8 +116,13 @@ class Intake:
             refusal = Unavailable("The database is away or busy", retry_after=1)
             return [refusal for _ in batch]
 
-    def _answers(self, connection: Connection, batch: Sequence[Submission]) -> Answers:
-        """Answer everyone: replays first, refusals second, and what is left becomes jobs."""
+    def _answers(self, connection: Connection, batch: Sequence[Submission]) -> tuple[Answers, int | None]:
+        """Answer everyone: replays first, refusals second, and what is left becomes jobs.
+
+        Returns:
+            The answers, and the id of the transaction where it made jobs.
+        """
+        transaction_id: int | None = None
         leaders: dict[_Key, Submission] = {}
         for submission in batch:
             if submission.idempotency_key is not None:
@@ -126,7 +130,10 @@ class Intake:
         fresh = [one for one in batch if leaders.get(_key_of(one), one) is one]
         answers = self._replays(connection, fresh)
         fresh = [one for one in fresh if one.job_id not in answers]
-        answers |= self._refusals(connection, fresh)
+        refused = self._refusals(connection, fresh)
+        answers |= refused
+        # A twin may have been accepted, and even applied, since the keys were looked up: it is the answer.
+        answers |= self._replays(connection, [one for one in fresh if one.job_id in refused])
         fresh = [one for one in fresh if one.job_id not in answers]
         lost = self._losers_of_keys(connection, fresh)
         answers |= self._replays(connection, lost)
@@ -134,10 +141,11 @@ class Intake:
         if fresh:
             added = self._ledger.accept(connection, fresh)
             answers |= {one.job_id: Receipt(accepted_job(one, added[one.job_id])) for one in fresh}
+            transaction_id = added[fresh[0].job_id].transaction_id
         for one in batch:
             if one.job_id not in answers:
                 answers[one.job_id] = _followed(one, leaders[_key_of(one)], answers)
-        return answers
+        return answers, transaction_id
 
     # ---- idempotency keys --------------------------------------------------------------
 
@@ -201,8 +209,11 @@ class Intake:
 
     # ---- a lost connection -------------------------------------------------------------
 
-    def _settle(self, batch: Sequence[Submission]) -> list[Answer]:
+    def _settle(self, batch: Sequence[Submission], transaction_id: int) -> list[Answer]:
         """After a COMMIT without an answer: find out. The batch was one transaction, so all or none.
+
+        Its server process may outlive the connection and still commit, so not to find the jobs means
+        something only once that transaction has ended.
 
         Raises:
             DatabaseUnavailable: It was not committed, or the database stayed away.
@@ -211,12 +222,16 @@ class Intake:
         while True:
             try:
                 with self._database.snapshot() as connection:
+                    is_under_way = self._ledger.is_under_way(connection, transaction_id)
                     jobs = self._ledger.find(connection, [one.job_id for one in batch])
-                break
+                if not is_under_way:
+                    break
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.2)
+            if time.monotonic() > deadline:
+                raise DatabaseUnavailable("the database does not finish a commit")
+            time.sleep(0.2)
         if not jobs:
             raise DatabaseUnavailable("the connection was lost before the commit")
         rest = [one for one in batch if one.job_id not in jobs]

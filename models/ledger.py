@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 
 from models import ledger_statements as sql
 from models.database import array
-from models.errors import Conflict, Contention
+from models.errors import Conflict, Contention, NotFound
 from models.job import Job, JobState, Operation, Priority, Submission, to_json
 
 RESCUE_AFTER = timedelta(seconds=5)
@@ -85,6 +85,7 @@ class Accepted:
     state: JobState
     sequence: int
     created_at: datetime
+    transaction_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,12 @@ class Ledger:
         """
         document = to_json([_row(submission) for submission in batch]).decode()
         added = connection.execute(sql.ACCEPT, {"batch": document, "rescue": RESCUE_AFTER}).all()
-        return {row[0]: Accepted(JobState(row[1]), row[2], row[3]) for row in added}
+        return {row[0]: Accepted(JobState(row[1]), *row[2:]) for row in added}
+
+    def is_under_way(self, connection: Connection, transaction_id: int) -> bool:
+        """Whether the transaction of an acceptance is neither committed nor rolled back yet."""
+        found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        return bool(found.scalar_one())
 
     # ---- apply -------------------------------------------------------------------------
 
@@ -212,9 +218,13 @@ class Ledger:
             Ids of the deliveries to announce.
 
         Raises:
+            NotFound: There is no such job.
             Conflict: It is final; the message says in which state.
         """
-        state, attempt = connection.execute(sql.LOCK_JOB, {"id": job_id}).one()
+        found = connection.execute(sql.LOCK_JOB, {"id": job_id}).one_or_none()
+        if found is None:
+            raise NotFound("There is no such job")
+        state, attempt = found
         if JobState(state).is_done:
             raise Conflict(f"The job is {state} already")
         return self.finish(connection, [Outcome(job_id=job_id, state=JobState.CANCELLED, attempt=attempt)])

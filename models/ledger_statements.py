@@ -26,7 +26,11 @@ WITH incoming AS MATERIALIZED (
 ), told AS (
     INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, state, created_at FROM added
 )
-SELECT id, state, sequence, created_at FROM added
+SELECT id, state, sequence, created_at, CAST(CAST(pg_current_xact_id() AS text) AS bigint) FROM added
+""")
+
+IS_UNDER_WAY = text("""
+SELECT pg_xact_status(CAST(CAST(:transaction_id AS text) AS xid8)) = 'in progress'
 """)
 
 TRY_LANES = text("""

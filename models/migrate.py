@@ -7,8 +7,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError, to_tuple
 from sqlalchemy import Connection, Engine, inspect, text
 
+from models.database import translated_errors
 from models.errors import ConfigurationError
 from models.tables import SCHEMA, metadata
 
@@ -28,11 +30,13 @@ def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool
     Returns:
         Tables of registered resources that are still missing (never any with ``create_tables``).
     """
-    with engine.begin() as connection:
+    with translated_errors(), engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))  # another migration takes what it takes
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _default_search_path(connection)
-        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         command.upgrade(_config(connection, folders), "heads")
         missing = _missing_tables(connection)
         if create_tables and missing:
@@ -44,8 +48,24 @@ def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool
 def is_current(connection: Connection, folders: Iterable[Path] = ()) -> bool:
     """Whether every migration has run and every registered resource has its table."""
     script = ScriptDirectory.from_config(_config(connection, folders))
-    applied = set(MigrationContext.configure(connection).get_current_heads())
-    return applied == set(script.get_heads()) and not _missing_tables(connection)
+    applied = MigrationContext.configure(connection).get_current_heads()
+    try:
+        is_newest = _with_ancestors(script, applied) >= set(script.get_heads())
+    except CommandError:
+        return False  # a revision that only a newer release knows
+    return is_newest and not _missing_tables(connection)
+
+
+def _with_ancestors(script: ScriptDirectory, revisions: Iterable[str]) -> set[str]:
+    """``revisions`` and all that they build upon: alembic records only those that nothing else depends on."""
+    found: set[str] = set()
+    waiting = list(revisions)
+    while waiting:
+        revision = script.get_revision(waiting.pop())
+        if revision.revision not in found:
+            found.add(revision.revision)
+            waiting += [*to_tuple(revision.down_revision, ()), *to_tuple(revision.dependencies, ())]
+    return found
 
 
 def write_revision(engine: Engine, message: str, folder: Path) -> Path:
@@ -57,7 +77,7 @@ def write_revision(engine: Engine, message: str, folder: Path) -> Path:
         folder: Where to write it; name it in ``WAYBILL_MIGRATIONS``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with engine.begin() as connection:
+    with translated_errors(), engine.begin() as connection:
         config = _config(connection, [folder])
         script = ScriptDirectory.from_config(config)
         own = [item for item in script.walk_revisions() if Path(item.path).parent == folder.resolve()]

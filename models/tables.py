@@ -101,7 +101,10 @@ jobs = Table(
     CheckConstraint(_one_of("state", JobState), name="state"),
     Index("idx_jobs_principal_id", "principal_id", "id"),
     Index("idx_jobs_open_lane", "lane", "position", postgresql_where=_IS_OPEN),
-    Index("idx_jobs_announce_at", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
+    Index(
+        "idx_jobs_announce_at", "priority", "announce_at", postgresql_where=text("announce_at IS NOT NULL")
+    ),
+    Index("idx_jobs_scheduled", "announce_at", postgresql_where=text("state = 'scheduled'")),
     Index(
         "idx_jobs_expires_at",
         "expires_at",

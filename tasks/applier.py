@@ -183,7 +183,7 @@ class Applier:
         with self._database.transaction() as connection:
             if waiting_for:
                 self._ledger.wait_for_lanes(connection, waiting_for, LANE_PATIENCE)
-                taken, held = list(waiting_for), []
+                taken, held = list(waiting_for), list[int]()
             else:
                 taken, held = self._ledger.lock_lanes(connection, job_ids)
             room = FILL_TO - len(taken)

@@ -13,7 +13,7 @@ from celery import Celery
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError, OperationalError
 
-from models.errors import BrokerUnavailable
+from models.errors import BrokerUnavailable, ConfigurationError
 from tasks.topology import declare
 
 CONFIRM_TIMEOUT_SECONDS = 5
@@ -135,6 +135,9 @@ class Publisher:
         except _FAULTS as error:
             self.close()
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+        except ConfigurationError as error:  # told in a line at every start; here it is one fault of many
+            self.close()
+            raise BrokerUnavailable(str(error)) from error
         return self._producer
 
     def _on_return(self, *_returned: Any) -> None:

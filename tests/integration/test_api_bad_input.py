@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -363,3 +364,14 @@ def test_remembered_token_expires(api: Api) -> None:
     assert api.request("GET", ENTITIES, token=token).status == 200
     time.sleep(3)
     assert api.request("GET", ENTITIES, token=token).status == 401
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET /health/li", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab"]
+)
+def test_client_that_dawdles_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
+    monkeypatch.setattr("api_shim.protocol.MAX_REQUEST_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
+        connection.sendall(beginning)
+        while connection.recv(4096):
+            pass

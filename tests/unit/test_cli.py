@@ -98,13 +98,20 @@ def test_signal_is_remembered_and_interrupts_only_what_allows_it() -> None:
 @pytest.mark.parametrize("name", ["api", "worker", "consumer", "flower", "node"])
 def test_process_command_runs_the_main_of_its_room(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Settings] = []
-    room = types.SimpleNamespace(run=received.append)
+
+    def run(settings: Settings, **_options: object) -> int:
+        received.append(settings)
+        return 7
+
+    room = types.SimpleNamespace(run=run)
     monkeypatch.setattr(
         process_commands.importlib, "import_module", {process_commands._MAINS[name]: room}.get
     )
     monkeypatch.delenv("WAYBILL_LAUNCHER_PID", raising=False)
     command: click.Command = getattr(process_commands, name)
-    command.main([], standalone_mode=False)
+    with pytest.raises(SystemExit) as ended:
+        command.main([], standalone_mode=False)
+    assert ended.value.code == 7
     assert len(received) == 1
 
 

@@ -65,7 +65,7 @@ def test_schema_member_without_a_column_is_refused(role: str) -> None:
 
 
 def test_column_that_no_creation_can_fill_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="create schema lacks is_paid.*nullable.*default="):
+    with pytest.raises(ConfigurationError, match=r"create schema lacks is_paid.*nullable.*default="):
         parcels(Column("is_paid", Boolean, nullable=False), update=ParcelWithFlag)
 
 

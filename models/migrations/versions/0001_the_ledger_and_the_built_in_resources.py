@@ -185,9 +185,16 @@ def upgrade() -> None:
     op.create_index(
         "idx_jobs_announce_at",
         "jobs",
-        ["announce_at"],
+        ["priority", "announce_at"],
         unique=False,
         postgresql_where=sa.text("announce_at IS NOT NULL"),
+    )
+    op.create_index(
+        "idx_jobs_scheduled",
+        "jobs",
+        ["announce_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'scheduled'"),
     )
     op.create_index(
         "idx_jobs_expires_at",
@@ -277,6 +284,7 @@ def downgrade() -> None:
     op.drop_index(
         "idx_jobs_announce_at", table_name="jobs", postgresql_where=sa.text("announce_at IS NOT NULL")
     )
+    op.drop_index("idx_jobs_scheduled", table_name="jobs", postgresql_where=sa.text("state = 'scheduled'"))
     op.drop_table("jobs")
     op.drop_index(op.f("idx_job_events_job_id"), table_name="job_events")
     op.drop_table("job_events")
