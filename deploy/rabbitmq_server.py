@@ -57,7 +57,7 @@ class RabbitMQServer(LocalServer):
     @property
     def url(self) -> str:
         """``amqp://`` with the generated password, vhost ``/``."""
-        return f"amqp://{_USER}:{self._directory.secret(_NAME)}@{LOOPBACK}:{self.port}//"
+        return f"amqp://{_USER}:{self._directory.secret(_NAME)}@{LOOPBACK}:{self.port}/%2F"
 
     @property
     def api_url(self) -> str:
