@@ -112,7 +112,12 @@ class _QueuesView(BrokerView):  # type: ignore[misc]
         return [*names.ALL_QUEUES, *(_INTAKE_QUEUES if self.application.transport == "amqp" else ())]
 
     def get_broker(self) -> Any:
-        return super().get_broker() if self.application.transport == "amqp" else _LocalQueues(self.capp)
+        if self.application.transport != "amqp":
+            return _LocalQueues(self.capp)
+        broker = super().get_broker()
+        if broker.vhost == "/":  # Flower does not encode this one, and would ask for those of all vhosts
+            broker.vhost = "%2F"
+        return broker
 
 
 class _LocalQueues:

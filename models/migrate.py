@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -75,6 +76,9 @@ def write_revision(engine: Engine, message: str, folder: Path) -> Path:
         engine: A database that is at the newest revision.
         message: Becomes the revision's name.
         folder: Where to write it; name it in ``WAYBILL_MIGRATIONS``.
+
+    Raises:
+        ConfigurationError: The database lacks nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with translated_errors(), engine.begin() as connection:
@@ -90,10 +94,16 @@ def write_revision(engine: Engine, message: str, folder: Path) -> Path:
             version_path=str(folder.resolve()),
             branch_label=None if own else folder.resolve().parent.name.replace("-", "_") or None,
             depends_on=None if own else script.get_heads()[0],
+            process_revision_directives=_leave_out_empty,
         )
     if revision is None or isinstance(revision, list):
-        raise ConfigurationError("alembic wrote no revision")
+        raise ConfigurationError("nothing to write: the database has every registered table as it is declared")
     return Path(revision.path)
+
+
+def _leave_out_empty(context: Any, revision: Any, directives: list[Any]) -> None:
+    if directives[0].upgrade_ops.is_empty():
+        directives.clear()
 
 
 def _config(connection: Connection, folders: Iterable[Path]) -> Config:

@@ -1,11 +1,11 @@
-"""``waybill up`` as a process of its own, its children replaced by stand-ins. Real servers."""
+"""``waybill up`` as a process of its own: whole, or with stand-ins for its children. Real servers."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from deploy.data_directory import DataDirectory
 from deploy.ports import free_port
 from tests.kit.waiting import wait_until
 
+_CHECKOUT = Path(__file__).parents[2]
 _SCRIPT = """
 import sys
 from deploy import children
@@ -34,28 +35,32 @@ main(sys.argv[1:])
 
 
 class Launched:
-    """A running ``waybill up``."""
+    """A running ``waybill up``.
 
-    def __init__(
-        self, directory: DataDirectory, arguments: Sequence[str], status: str, settings: dict[str, str]
-    ) -> None:
+    Args:
+        directory: Its data directory.
+        command: Program and arguments.
+        settings: Environment variables.
+    """
+
+    def __init__(self, directory: DataDirectory, command: Sequence[str], settings: Mapping[str, str]) -> None:
         self.directory = directory
-        self.api_port, flower_port = free_port(), free_port()
+        self.api_port, self.flower_port = free_port(), free_port()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
-        environment = inherited | {
+        self.environment = inherited | {
             "WAYBILL_DATA_DIR": str(directory.path),
             "WAYBILL_API_PORT": str(self.api_port),
-            "WAYBILL_FLOWER_PORT": str(flower_port),
+            "WAYBILL_FLOWER_PORT": str(self.flower_port),
             **settings,
         }
         self.output = directory.path / f"up-{self.api_port}.out"
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _SCRIPT, status, "up", *arguments],
-                env=environment,
+                command,
+                env=self.environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                cwd=Path(__file__).parents[2],
+                cwd=_CHECKOUT,
             )
 
     def said(self) -> str:
@@ -102,7 +107,29 @@ def launched(
         status: Exit status with which the stand-in for the node ends at once; empty: it serves.
         **settings: Environment variables.
     """
-    up = Launched(directory, arguments, status, settings)
+    with _running(directory, [sys.executable, "-c", _SCRIPT, status, "up", *arguments], settings) as up:
+        yield up
+
+
+@contextmanager
+def launched_whole(directory: DataDirectory, *arguments: str, **settings: str) -> Iterator[Launched]:
+    """Start ``waybill up`` as users do; at the end nothing of it is left, whatever happened.
+
+    Args:
+        directory: Its data directory.
+        *arguments: Options of ``up``.
+        **settings: Environment variables.
+    """
+    command = [sys.executable, "-P", "-m", "deploy.cli", "up", *arguments]
+    with _running(directory, command, {"PYTHONPATH": str(_CHECKOUT), **settings}) as up:
+        yield up
+
+
+@contextmanager
+def _running(
+    directory: DataDirectory, command: Sequence[str], settings: Mapping[str, str]
+) -> Iterator[Launched]:
+    up = Launched(directory, command, settings)
     try:
         yield up
     finally:
