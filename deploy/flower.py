@@ -36,7 +36,7 @@ from tasks.publisher import Publisher
 REMEMBERED_SECONDS = 60.0
 """How long a verified password is taken without hashing it again (Argon2 takes 150 ms)."""
 
-_INTAKE_QUEUES = (names.INTAKE, names.DEAD_INTAKE, names.DEAD_MESSAGES)
+_INTAKE_QUEUES = (names.INTAKE, names.EXPIRED_INTAKE, names.DEAD_INTAKE, names.DEAD_MESSAGES)
 _log = logging.getLogger("waybill.flower")
 
 
@@ -95,6 +95,15 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
             request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
         return super().find_handler(request, **others)
 
+    def update_workers(self, workername: str | None = None) -> Any:
+        """Ask workers how they are; not before one was heard of.
+
+        Flower asks at its start, when ours start too, and would warn that nobody answers.
+        """
+        if workername is None and not self.events.state.workers:
+            return asyncio.ensure_future(asyncio.sleep(0))
+        return super().update_workers(workername)
+
 
 class _QueuesView(BrokerView):  # type: ignore[misc]
     """The Broker page: all of our queues, also on the broker that lives in this process."""
@@ -115,11 +124,12 @@ class _LocalQueues:
     async def queues(self, wanted: list[str]) -> list[dict[str, Any]]:
         publisher = Publisher(self._app)
         try:
-            return [{"name": name, "messages": publisher.depth(name)} for name in wanted]
+            depths = {name: publisher.depth(name) for name in wanted}
         except BrokerUnavailable:
             return []
         finally:
             publisher.close()
+        return [{"name": name, "messages": depth, "messages_ready": depth} for name, depth in depths.items()]
 
 
 def run(settings: Settings) -> int:

@@ -5,7 +5,7 @@ import sys
 import click
 
 from deploy.launcher import Launcher
-from deploy.logs import log_as_json
+from models import log
 from models.settings import load_settings
 
 
@@ -22,6 +22,6 @@ def up(*, full: bool, demo_jobs: int | None) -> None:
     WAYBILL_DATA_DIR (default .waybill).
     """
     settings = load_settings(with_run_file=False)
-    log_as_json(settings.log_level)
+    log.configure(settings.log_level)
     launcher = Launcher(settings, full=full, say=lambda line: print(f"waybill: {line}", flush=True))
     sys.exit(launcher.run(demo_jobs))

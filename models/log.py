@@ -42,7 +42,8 @@ def configure(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    for name in ("uvicorn.error", "alembic.runtime.migration"):  # what they say at INFO is of no use
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
 class LineFormatter(JsonFormatter):

@@ -251,7 +251,8 @@ WHERE id = :id AND announce_at = :claimed_until RETURNING announce_at
 _DUE = text("""
 WITH due AS MATERIALIZED (
     SELECT id FROM deliveries
-    WHERE announce_at <= now() - CASE WHEN attempts = 0 THEN interval '2 seconds' ELSE interval '0' END
+    WHERE announce_at <= now()  -- those that were announced when they were written get a moment
+            - CASE WHEN attempts = 0 AND kind <> 'events' THEN interval '2 seconds' ELSE interval '0' END
       AND (announced_at IS NULL OR announced_at < announce_at OR announced_at < now() - :again)
     ORDER BY announce_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 )

@@ -159,16 +159,20 @@ class Deliverer:
             BrokerUnavailable: The rest waits for its next announcement.
         """
         done: list[UUID] = []
+        events = [one for one in deliveries if one.kind is DeliveryKind.EVENTS]
         try:
             for delivery in deliveries:
-                if delivery.kind is DeliveryKind.EVENTS:
-                    self._publish_events(delivery)
-                elif not self._publish_reply(delivery):
+                if delivery.kind is not DeliveryKind.REPLY:
+                    continue
+                if self._publish_reply(delivery):
+                    done.append(delivery.id)
+                    metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
+                else:
                     with self._database.transaction() as connection:
                         self._outbox.give_up(connection, delivery.id, error=_NOBODY, status=None)
-                    continue
-                done.append(delivery.id)
-                metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
+            self._publish_events([sequence for one in events for sequence in one.sequences])
+            done += [one.id for one in events]
+            metrics.DELIVERIES.labels(DeliveryKind.EVENTS, "delivered").inc(len(events))
         finally:
             if done:
                 with self._database.transaction() as connection:
@@ -185,14 +189,16 @@ class Deliverer:
             headers={"x-job-id": str(delivery.job_id)},
         )
 
-    def _publish_events(self, delivery: Delivery) -> None:
-        """Publish a batch of job events. Keys that nobody listens to are found out by one message each.
+    def _publish_events(self, all_sequences: Sequence[int]) -> None:
+        """Publish job events. Keys that nobody listens to are found out by one message each.
 
         The broker returns what no queue takes, so an unheard event costs nothing beyond the first
         of its key: with no listener a batch of hundreds is a handful of messages.
         """
+        if not all_sequences:
+            return
         with self._database.snapshot() as connection:
-            for key, sequences in self._outbox.event_keys(connection, delivery.sequences).items():
+            for key, sequences in self._outbox.event_keys(connection, all_sequences).items():
                 first, rest = sequences[:1], sequences[1:]
                 if self._publish_each(connection, key, first) and rest:
                     self._publish_each(connection, key, rest)

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.platforms import EX_OK
+from celery.utils.nodenames import host_format
 from celery.worker import state
 
 from models import log
@@ -50,7 +51,7 @@ def run(
     signals.worker_shutting_down.connect(stop_sweeping, weak=False)
     signals.setup_logging.connect(_keep_our_logging, weak=False)
     worker = app.Worker(
-        hostname=f"{name}@%h",
+        hostname=host_format(f"{name}@%h"),
         queues=list(queues),
         concurrency=concurrency or settings.worker_concurrency,
         pool=pool,
