@@ -81,9 +81,7 @@ def embedded() -> Iterator[Platform]:
 
 
 @pytest.fixture(scope="session")
-def own_resource(
-    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OwnResource]:
+def own_resource(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnResource]:
     """The README's module as it stands, its table made by the README's production commands."""
     folder = tmp_path_factory.mktemp("own")
     (block,) = readme.blocks(readme.section("Add your own resource"), "python")

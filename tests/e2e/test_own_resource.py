@@ -138,4 +138,6 @@ def test_metrics_tell_its_route_apart(full: Platform) -> None:
 
     text = full.client.call("GET", "/metrics").body.decode()
 
-    assert re.search(r'^waybill_http_request_seconds_count\{.*route="/api/v1/invoices".*\} ', text, re.MULTILINE)
+    assert re.search(
+        r'^waybill_http_request_seconds_count\{.*route="/api/v1/invoices".*\} ', text, re.MULTILINE
+    )

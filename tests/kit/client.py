@@ -44,7 +44,9 @@ class Client:
         self.token = answer.json["accessToken"]
         return self.token
 
-    def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
+    def call(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
         """Send a request; paths that do not begin with a slash are below ``/api/v1/``."""
         sent = {"Content-Type": "application/json"} if body is not None else {}
         if self.token:
