@@ -17,7 +17,12 @@ from deploy.data_directory import DataDirectory
 from deploy.greeting import masked
 from deploy.readiness import ask_ready, http_url
 from deploy.supervisor import KINDS
+from models.container import Container
+from models.errors import ConfigurationError, Transient
+from models.migrate import is_current
 from models.settings import Settings
+from tasks.app import make_app
+from tasks.presence import Presence
 
 _LEAST_POSTGRES = 15
 _LEAST_FREE_MIB = 256
@@ -47,7 +52,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _data_directory(directory)
     yield from _processes(directory)
     yield _database(settings)
+    yield _schema(settings)
     yield _broker(settings)
+    yield _queues(settings)
     yield _broker_api(settings)
     yield _cache(settings)
     yield _api(settings)
@@ -104,6 +111,31 @@ def _database(settings: Settings) -> Finding:
     is_new_enough = version >= _LEAST_POSTGRES
     remedy = "" if is_new_enough else f"upgrade it to PostgreSQL {_LEAST_POSTGRES} or newer"
     return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}", remedy)
+
+
+def _schema(settings: Settings) -> Finding:
+    try:
+        container = Container(settings, role="doctor", pool_size=1)
+        _ = container.registry
+        with container.database.snapshot() as connection:
+            if is_current(connection, settings.migrations):
+                return Finding("schema", True, "current")
+        container.close()
+    except (ConfigurationError, Transient) as error:
+        return Finding("schema", False, _one_line(error), "mend what is said above first")
+    return Finding("schema", False, "older than this program, or a table is missing", "run waybill migrate")
+
+
+def _queues(settings: Settings) -> Finding:
+    """Whether every queue exists and has a worker; ``memory://`` queues are seen by their process only."""
+    if not settings.has_broker:
+        return Finding("queues", True, "in the memory of the one process")
+    presence = Presence(make_app(settings))
+    missing = presence.missing()
+    presence.close()
+    if missing is None:
+        return Finding("queues", True, "all there, each with a worker")
+    return Finding("queues", False, missing, f"{_START} --full, or start waybill worker")
 
 
 def _broker(settings: Settings) -> Finding:

@@ -108,7 +108,7 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
         return super().update_workers(workername)
 
 
-class _Closed(web.RequestHandler):  # type: ignore[misc]
+class _Closed(web.RequestHandler):
     """Asks for the password."""
 
     def prepare(self) -> None:

@@ -16,7 +16,7 @@ from deploy.server import LocalServer
 from models.errors import ConfigurationError
 
 _NAME = "rabbitmq"
-_USER = "waybill"
+_USER = _VHOST = "waybill"
 _FREE_TO_START_MIB = 128  # below 50 MB RabbitMQ itself blocks every publisher
 _KNOWN_PLACES = ("/usr/lib/rabbitmq/bin", "/usr/local/sbin", "/opt/homebrew/sbin", "/opt/homebrew/bin")
 _DEBIAN_WRAPPER = "rabbitmq-script-wrapper"  # does ``su rabbitmq``: not for a node of our own
@@ -25,7 +25,7 @@ _QUIET_SCHEDULERS = "+sbwt none +sbwtdcpu none +sbwtdio none"
 
 
 class RabbitMQServer(LocalServer):
-    """One node with user ``waybill`` on vhost ``/``, management plug-in for Flower, all on loopback.
+    """One node with user and vhost ``waybill``, management plug-in for Flower, all on loopback.
 
     It has its own Erlang port mapper (``epmd``), home, cookie, node name and ports, so it meets neither
     the machine's RabbitMQ nor another data directory's. Valid for RabbitMQ 3.10 to 4.x.
@@ -56,8 +56,8 @@ class RabbitMQServer(LocalServer):
 
     @property
     def url(self) -> str:
-        """``amqp://`` with the generated password, vhost ``/``."""
-        return f"amqp://{_USER}:{self._directory.secret(_NAME)}@{LOOPBACK}:{self.port}/%2F"
+        """``amqp://`` with the generated password, vhost ``waybill``."""
+        return f"amqp://{_USER}:{self._directory.secret(_NAME)}@{LOOPBACK}:{self.port}/{_VHOST}"
 
     @property
     def api_url(self) -> str:
@@ -176,10 +176,10 @@ def _definitions(password: str) -> dict[str, object]:
     """Imported at every boot: our user is right even on messages kept from before a new password."""
     everything = ".*"
     return {
-        "vhosts": [{"name": "/"}],
+        "vhosts": [{"name": _VHOST}],
         "users": [{"name": _USER, "password": password, "tags": "administrator"}],
         "permissions": [
-            {"user": _USER, "vhost": "/", "configure": everything, "write": everything, "read": everything}
+            {"user": _USER, "vhost": _VHOST, "configure": everything, "write": everything, "read": everything}
         ],
     }
 

@@ -41,9 +41,17 @@ def load_jwk_set(settings: Settings) -> JwkSet:
 
 
 def derived_key(settings: Settings, purpose: str) -> bytes:
-    """32 bytes for ``purpose`` alone, the same after every restart."""
-    master = bytes.fromhex(_kept(settings.data_dir / "keys" / "master.hex", lambda: secrets.token_hex(32)))
-    return blake2b(purpose.encode(), key=master, digest_size=32).digest()
+    """32 bytes for ``purpose`` alone, the same after every restart.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is spoiled.
+    """
+    path = settings.data_dir / "keys" / "master.hex"
+    try:
+        master = bytes.fromhex(_kept(path, lambda: secrets.token_hex(32)))
+        return blake2b(purpose.encode(), key=master, digest_size=32).digest()
+    except ValueError as error:
+        raise ConfigurationError(f"WAYBILL_DATA_DIR: {path} is spoiled: restore it from a backup") from error
 
 
 def _new_jwk_set() -> str:
@@ -57,8 +65,8 @@ def _kept(path: Path, make: Any) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
-            draft = path.with_name(f"{path.name}.{os.getpid()}")
-            with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+            draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+            with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
                 file.write(make())
                 file.flush()
                 os.fsync(file.fileno())

@@ -173,7 +173,8 @@ class Ledger:
         """The one door to a final state: outcome, event and deliveries, written together.
 
         Returns:
-            Ids of the deliveries to announce once the transaction is committed.
+            Ids of the callbacks and replies to announce once the transaction is committed. Job events
+            are left to the sweep, which gathers those of many batches.
 
         Raises:
             Contention: One of the jobs was final already. Nothing may be committed then.

@@ -90,11 +90,13 @@ WITH outcome AS MATERIALIZED (
     UNION ALL
     SELECT waybill_uuid7(), 'events', NULL, array_agg(d.sequence ORDER BY d.sequence), NULL, NULL, now()
     FROM done AS d HAVING count(*) > 0
-    RETURNING id
+    RETURNING id, kind
 ), awake AS MATERIALIZED (
     SELECT pg_notify('waybill_jobs', '')
 )
-SELECT (SELECT count(*) FROM done), (SELECT array_agg(id) FROM outbox), (SELECT count(*) FROM awake)
+SELECT (SELECT count(*) FROM done),
+       (SELECT array_agg(id) FROM outbox WHERE kind <> 'events'),
+       (SELECT count(*) FROM awake)
 """)
 
 RETRY_LATER = text("""

@@ -97,9 +97,7 @@ def write_revision(engine: Engine, message: str, folder: Path) -> Path:
             process_revision_directives=_leave_out_empty,
         )
     if revision is None or isinstance(revision, list):
-        raise ConfigurationError(
-            "nothing to write: the database has every registered table as it is declared"
-        )
+        raise ConfigurationError("nothing to write: the database has every registered table")
     return Path(revision.path)
 
 

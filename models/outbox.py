@@ -5,7 +5,7 @@ once, and settled. No sending.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -106,10 +106,11 @@ class Outbox:
             told[row[0]] = ToldEvent(job_from((row[3], row[1], *row[5:-1], row[0])), row[2])
         return told
 
-    def extend(self, connection: Connection, delivery: Delivery) -> bool:
-        """Claim ``delivery`` anew just before it is sent; False where somebody else has it by now."""
+    def extend(self, connection: Connection, delivery: Delivery) -> Delivery | None:
+        """Claim ``delivery`` anew just before it is sent; None where somebody else has it by now."""
         parameters = {"id": delivery.id, "claimed_until": delivery.claimed_until, "claim": CLAIM}
-        return connection.execute(_EXTEND, parameters).rowcount == 1
+        claimed_until = connection.execute(_EXTEND, parameters).scalar_one_or_none()
+        return None if claimed_until is None else replace(delivery, claimed_until=claimed_until)
 
     def delivered(self, connection: Connection, ids: Sequence[UUID], *, status: int | None = None) -> None:
         """Settle deliveries that arrived."""
@@ -122,9 +123,13 @@ class Outbox:
         parameters = {"id": delivery_id, "delay": delay, "error": error, "status": status}
         connection.execute(_RETRY, parameters)
 
-    def park(self, connection: Connection, ids: Sequence[UUID], until: datetime) -> None:
-        """Put deliveries off until a breaker may be probed, burning no attempt."""
-        connection.execute(_PARK, {"ids": array(ids), "until": until})
+    def park(self, connection: Connection, deliveries: Sequence[Delivery], until: datetime) -> None:
+        """Put claimed deliveries off until a breaker may be probed, burning no attempt.
+
+        One whose claim ran out, and which somebody else has by now, is left to that one.
+        """
+        claims = to_json([{"id": one.id, "claimed_until": one.claimed_until} for one in deliveries])
+        connection.execute(_PARK, {"claims": claims.decode(), "until": until})
 
     def give_up(self, connection: Connection, delivery_id: UUID, *, error: str, status: int | None) -> None:
         """Settle a delivery that failed for good."""
@@ -224,7 +229,9 @@ WHERE id = :id
 """)
 
 _PARK = text("""
-UPDATE deliveries SET announce_at = :until, updated_at = now() WHERE id = ANY(CAST(:ids AS uuid[]))
+UPDATE deliveries AS d SET announce_at = :until, updated_at = now()
+FROM json_to_recordset(CAST(:claims AS json)) AS r(id uuid, claimed_until timestamptz)
+WHERE d.id = r.id AND d.announce_at = r.claimed_until
 """)
 
 _GIVE_UP = text("""
@@ -244,7 +251,8 @@ WHERE id = :id AND announce_at = :claimed_until RETURNING announce_at
 _DUE = text("""
 WITH due AS MATERIALIZED (
     SELECT id FROM deliveries
-    WHERE announce_at <= now() - CASE WHEN attempts = 0 THEN interval '2 seconds' ELSE interval '0' END
+    WHERE announce_at <= now()  -- those that were announced when they were written get a moment
+            - CASE WHEN attempts = 0 AND kind <> 'events' THEN interval '2 seconds' ELSE interval '0' END
       AND (announced_at IS NULL OR announced_at < announce_at OR announced_at < now() - :again)
     ORDER BY announce_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 )

@@ -75,6 +75,12 @@ def discover(modules: Sequence[str] = ()) -> Registry:
             raise ConfigurationError(
                 f"WAYBILL_RESOURCES: cannot import {name} ({error}); is its folder on PYTHONPATH?"
             ) from error
+        except ConfigurationError:
+            raise
+        except Exception as error:  # whatever a module does when it is run
+            raise ConfigurationError(
+                f"WAYBILL_RESOURCES: cannot import {name} ({type(error).__name__}: {error})"
+            ) from error
         if not isinstance(declared, ResourceType):
             raise ConfigurationError(f"WAYBILL_RESOURCES: {name} has no RESOURCE = ResourceType(...)")
         types.append(declared)

@@ -7,6 +7,8 @@ from datetime import timedelta
 
 from models.errors import Refusal, Transient
 
+_MAX_DOUBLINGS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Fail:
@@ -51,6 +53,7 @@ class RetryPolicy:
             return Fail()
         if attempt >= self.max_attempts:
             return Die()
-        ceiling = min(self.cap, self.base * 2 ** (attempt - 1))
+        doublings = min(attempt - 1, _MAX_DOUBLINGS)
+        ceiling = min(self.cap.total_seconds(), self.base.total_seconds() * 2**doublings)
         floor = ceiling / 10 if isinstance(error, Transient) else ceiling / 2
-        return Retry(timedelta(seconds=uniform(floor.total_seconds(), ceiling.total_seconds())))
+        return Retry(timedelta(seconds=uniform(floor, ceiling)))

@@ -4,30 +4,60 @@ A resource with rules beyond its schemas subclasses :class:`ResourceService` and
 :meth:`~ResourceService.check` (and, rarely, :meth:`~ResourceService.replaced`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from models import merge_patch, strict_json
 from models.errors import Conflict, Detail, Forbidden, Invalid, NotFound, PreconditionFailed
 from models.ids import parse_id
 from models.job import Operation
-from models.principals import Action, Principal, may, reach_of
+from models.principals import Action, Permissions, Principal, may, reach_of
 from models.schema import refusal
-
-if TYPE_CHECKING:
-    from models.resource_type import ResourceType
 
 Row = Mapping[str, Any]
 """One instance: column name -> value."""
+
+
+class Declaration(Protocol):
+    """What a service reads of its resource's declaration, see :class:`models.resource_type.ResourceType`."""
+
+    @property
+    def name(self) -> str:
+        """Plural."""
+
+    @property
+    def singular(self) -> str:
+        """How messages name one instance."""
+
+    @property
+    def create(self) -> type[BaseModel]:
+        """Schema of a POST body."""
+
+    @property
+    def update(self) -> type[BaseModel]:
+        """Schema of a PUT body, and of what a PATCH must lead to."""
+
+    @property
+    def read(self) -> type[BaseModel]:
+        """Schema of what callers see."""
+
+    @property
+    def permissions(self) -> Permissions:
+        """Which role may do what."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Values of columns that a creation may leave out."""
+
+    def adapter(self, name: str) -> TypeAdapter[Any]:
+        """The validator of one member of the update schema."""
 
 
 class Effect(Enum):
@@ -94,7 +124,7 @@ class ResourceService:
         resource: The declaration whose schemas and permissions apply.
     """
 
-    def __init__(self, resource: ResourceType) -> None:
+    def __init__(self, resource: Declaration) -> None:
         self.resource = resource
 
     # ---- to override -------------------------------------------------------------------

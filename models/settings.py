@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from models.errors import ConfigurationError
 
@@ -54,7 +56,7 @@ class Settings(BaseSettings):
     def _psycopg_scheme(cls, url: str) -> str:
         for scheme in ("postgresql+psycopg://", "postgresql://", "postgres://"):
             if url.startswith(scheme):
-                return "postgresql+psycopg://" + url.removeprefix(scheme)
+                return _checked("postgresql+psycopg://" + url.removeprefix(scheme))
         if url:
             raise ValueError("must begin with postgresql:// or postgresql+psycopg://")
         return url
@@ -91,6 +93,16 @@ class Settings(BaseSettings):
         return bool(self.broker_url) and not self.broker_url.startswith(MEMORY)
 
 
+def _checked(url: str) -> str:
+    try:
+        port = make_url(url).port
+    except (ArgumentError, ValueError):
+        port = -1
+    if port is not None and not 0 < port <= 65535:
+        raise ValueError("must look like postgresql://user:password@host:port/database")
+    return url
+
+
 def load_settings(*, with_run_file: bool = True, **overrides: Any) -> Settings:
     """Read the settings: arguments, then the environment, then ``.env``, then what a running ``up`` wrote.
 
@@ -114,5 +126,7 @@ def load_settings(*, with_run_file: bool = True, **overrides: Any) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper().removeprefix("WAYBILL_") if first["loc"] else "?"
         raise ConfigurationError(f"WAYBILL_{name}: {first['msg']}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(".env is not a text file in UTF-8") from error
     except PermissionError as error:
         raise ConfigurationError(f"cannot read {error.filename}: check its owner and mode") from error

@@ -23,7 +23,7 @@ class Tokens:
     """Signs with the first key of the set, verifies with any of them.
 
     Args:
-        jwk_set: Private keys as JWKs, each with a ``kid``.
+        jwk_set: JWKs, each with a ``kid``; the first must be private.
         lifetime: How long an access token is good for.
     """
 
@@ -34,7 +34,14 @@ class Tokens:
             algorithm = _ALGORITHMS.get(key["kty"])
             if algorithm is None:
                 raise ConfigurationError(f"WAYBILL_JWT_KEYS: key type {key['kty']} is not supported")
-            self._keys[key["kid"]] = jwt.PyJWK(key, algorithm=algorithm)
+            try:
+                self._keys[key["kid"]] = jwt.PyJWK(key, algorithm=algorithm)
+            except (jwt.PyJWTError, ValueError, TypeError) as error:
+                raise ConfigurationError(
+                    f"WAYBILL_JWT_KEYS: key {key['kid']} is spoiled ({error})"
+                ) from error
+        if not {"d", "k"} & set(jwk_set["keys"][0]):
+            raise ConfigurationError("WAYBILL_JWT_KEYS: the first key signs, so it must be a private one")
         self._signer = next(iter(self._keys.values()))
 
     def issue(self, principal: Principal) -> str:
@@ -89,6 +96,7 @@ class Tokens:
         for kid, key in self._keys.items():
             if key.algorithm_name == "HS256":
                 continue
-            public = key.Algorithm.to_jwk(key.key.public_key(), as_dict=True)
+            is_private = hasattr(key.key, "public_key")
+            public = key.Algorithm.to_jwk(key.key.public_key() if is_private else key.key, as_dict=True)
             published.append({**public, "kid": kid, "alg": key.algorithm_name, "use": "sig"})
         return {"keys": published}

@@ -37,7 +37,7 @@ CONTENTIONS = 3
 LANE_PATIENCE = timedelta(milliseconds=500)
 """How long to wait for lanes that another worker holds, before leaving them to the sweep."""
 
-FILL_TO = 200
+FILL_TO = 300
 """Lanes that one transaction takes while more wait: few jobs to a commit would cost many commits."""
 
 SUSPECT_AFTER = 6

@@ -91,7 +91,7 @@ class Deliverer:
                 with self._database.transaction() as connection:
                     self._outbox.give_up(connection, delivery.id, error=_GONE, status=None)
                 continue
-            passage = self._passage(delivery, deliveries[place:])
+            passage = self._passage(delivery, deliveries[place + 1 :])
             if passage is _Passage.PARKED:
                 return
             if passage is _Passage.TAKEN:
@@ -103,10 +103,11 @@ class Deliverer:
             self._settle(delivery, answer, is_probe=passage is _Passage.PROBE)
 
     def _passage(self, delivery: Delivery, waiting: Sequence[Delivery]) -> _Passage:
-        """Ask the host's breaker whether ``delivery`` may go; park all that is ``waiting`` where not."""
+        """Ask the host's breaker whether ``delivery`` may go; where not, park it and all ``waiting``."""
         host = _host_of(delivery)
         with self._database.transaction() as connection:
-            if not self._outbox.extend(connection, delivery):
+            mine = self._outbox.extend(connection, delivery)
+            if mine is None:
                 return _Passage.TAKEN
             board = BreakerBoard(connection)
             state = board.states([host]).get(host, breaker.CLOSED)
@@ -118,7 +119,7 @@ class Deliverer:
                 return _Passage.PROBE
             spread = timedelta(seconds=5 * self._uniform())  # not all at the moment of the probe
             until = max(state.probe_at or now, now) + spread
-            self._outbox.park(connection, [one.id for one in waiting], until)
+            self._outbox.park(connection, [mine, *waiting], until)
             return _Passage.PARKED
 
     def _settle(self, delivery: Delivery, answer: Answer, *, is_probe: bool) -> None:
@@ -158,16 +159,20 @@ class Deliverer:
             BrokerUnavailable: The rest waits for its next announcement.
         """
         done: list[UUID] = []
+        events = [one for one in deliveries if one.kind is DeliveryKind.EVENTS]
         try:
             for delivery in deliveries:
-                if delivery.kind is DeliveryKind.EVENTS:
-                    self._publish_events(delivery)
-                elif not self._publish_reply(delivery):
+                if delivery.kind is not DeliveryKind.REPLY:
+                    continue
+                if self._publish_reply(delivery):
+                    done.append(delivery.id)
+                    metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
+                else:
                     with self._database.transaction() as connection:
                         self._outbox.give_up(connection, delivery.id, error=_NOBODY, status=None)
-                    continue
-                done.append(delivery.id)
-                metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
+            self._publish_events([sequence for one in events for sequence in one.sequences])
+            done += [one.id for one in events]
+            metrics.DELIVERIES.labels(DeliveryKind.EVENTS, "delivered").inc(len(events))
         finally:
             if done:
                 with self._database.transaction() as connection:
@@ -184,14 +189,16 @@ class Deliverer:
             headers={"x-job-id": str(delivery.job_id)},
         )
 
-    def _publish_events(self, delivery: Delivery) -> None:
-        """Publish a batch of job events. Keys that nobody listens to are found out by one message each.
+    def _publish_events(self, all_sequences: Sequence[int]) -> None:
+        """Publish job events. Keys that nobody listens to are found out by one message each.
 
         The broker returns what no queue takes, so an unheard event costs nothing beyond the first
         of its key: with no listener a batch of hundreds is a handful of messages.
         """
+        if not all_sequences:
+            return
         with self._database.snapshot() as connection:
-            for key, sequences in self._outbox.event_keys(connection, delivery.sequences).items():
+            for key, sequences in self._outbox.event_keys(connection, all_sequences).items():
                 first, rest = sequences[:1], sequences[1:]
                 if self._publish_each(connection, key, first) and rest:
                     self._publish_each(connection, key, rest)

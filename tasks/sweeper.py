@@ -79,7 +79,7 @@ class Sweeper:
         self._publisher.close()
 
     def sweep(self) -> int:
-        """Sweep once; how many jobs and deliveries were announced.
+        """Sweep once; how many jobs were announced.
 
         Raises:
             DatabaseUnavailable: Nothing was done.
@@ -100,7 +100,7 @@ class Sweeper:
         if room > 0:
             with self._database.transaction() as connection:
                 waiting = self._outbox.due(connection, room * CHUNK)
-            announced += self._announce(DELIVER, DELIVERIES_QUEUE, waiting)
+            self._announce(DELIVER, DELIVERIES_QUEUE, waiting)
         return announced
 
     def _announce(self, task: str, queue: str, ids: list[UUID]) -> int:

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,10 +30,10 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def platform(mode: str, request: pytest.FixtureRequest) -> Iterator[Platform]:
+def platform(mode: str, request: pytest.FixtureRequest) -> Platform:
     platform: Platform = request.getfixturevalue(mode)
     assert platform.client.outcome("POST", "entities", {"name": "for Flower"}).status == 201
-    yield platform
+    return platform
 
 
 def _get(platform: Platform, path: str, credentials: str | None = None) -> urllib3.BaseHTTPResponse:

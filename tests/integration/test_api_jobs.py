@@ -225,6 +225,13 @@ def test_cancel_withdraws_once(api: Api) -> None:
     assert (again.status, again.json["error"]) == (409, "Conflict")
     api.apply(job["id"])
     assert api.request("GET", f"{ENTITIES}/{job['resourceId']}").status == 404
+
+
+def test_cancellation_is_called_back(api: Api) -> None:
+    url = "https://receiver.example/hook"
+    endpoint = api.request("POST", "/api/v1/callback-endpoints", json_body={"url": url}).json["id"]
+    job = _submit(api, Waybill_Callback=endpoint)
+    api.request("POST", f"{JOBS}/{job['id']}/cancel")
     assert api.announcer.delivered
 
 

@@ -33,6 +33,8 @@ SECOND = timedelta(seconds=1)
 def engine(database_url: str) -> Iterator[Engine]:
     engine = create_engine(database_url, pool_size=16)
     metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(breakers.delete())
     yield engine
     engine.dispose()
 

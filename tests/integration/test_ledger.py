@@ -453,9 +453,8 @@ def test_overdue_jobs_expire_wherever_they_wait(platform: Platform) -> None:
     ids = platform.accept(platform.create(), platform.create(run_at=later), ticket, platform.create())
     platform.applier(retry_policy=platform.container.retry_policy).apply([ticket.job_id])
     platform.rows("UPDATE jobs SET expires_at = now() WHERE id <> :id", id=ids[3])
-    deliveries = in_one_transaction(platform, lambda connection: platform.ledger.expire(connection, 10))
+    in_one_transaction(platform, lambda connection: platform.ledger.expire(connection, 10))
     assert platform.states(ids) == ["expired", "expired", "expired", "queued"]
-    assert len(deliveries) == 1
     assert platform.events(ids[1]) == ["scheduled", "expired"]
 
 

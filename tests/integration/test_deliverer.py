@@ -1,0 +1,326 @@
+"""Delivering, with a real receiver, a real RabbitMQ and a real PostgreSQL."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from celery import Celery
+from kombu import Connection, Exchange, Queue
+
+from models.breaker import THRESHOLD
+from models.endpoint_secrets import new_secret
+from models.job import Job
+from models.outbox import Outbox
+from tasks.deliverer import Deliverer
+from tasks.names import EVENTS
+from tasks.publisher import Publisher
+from tasks.webhook import WebhookSender, trust
+from tests.kit.platform import Platform
+from tests.kit.receiver import WebhookReceiver, answer, close
+from tests.kit.waiting import wait_until
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as made:
+        yield made
+
+
+@pytest.fixture
+def deliverer(platform: Platform, app: Celery) -> Iterator[Deliverer]:
+    sender = WebhookSender(version="test", tls=trust(), allow_private=True, deadline=timedelta(seconds=5))
+    publisher = Publisher(app)
+    with ThreadPoolExecutor(4) as threads:
+        yield Deliverer(platform.database, Outbox(), sender, publisher, threads, uniform=lambda: 0.5)
+    publisher.close()
+
+
+class Endpoint:
+    """A registered callback endpoint."""
+
+    def __init__(self, platform: Platform, url: str) -> None:
+        self.secret = new_secret()
+        with platform.database.transaction() as connection:
+            self.id = platform.container.endpoints.register(
+                connection,
+                owner_id=platform.ada.id,
+                url=url,
+                description=None,
+                events=(),
+                secret=self.secret,
+            ).id
+
+
+def deliveries(platform: Platform, kind: str = "callback") -> list[Any]:
+    return platform.rows("SELECT * FROM deliveries WHERE kind = :kind ORDER BY sequences", kind=kind)
+
+
+def ids(platform: Platform, kind: str = "callback") -> list[UUID]:
+    return [row.id for row in deliveries(platform, kind)]
+
+
+def make_due(platform: Platform) -> None:
+    platform.rows("UPDATE deliveries SET announce_at = now() WHERE announce_at IS NOT NULL")
+
+
+def called_back(platform: Platform, endpoint: Endpoint, jobs: int = 1) -> list[Job]:
+    return platform.made(*(platform.create(callback_endpoint_id=endpoint.id) for _ in range(jobs)))
+
+
+# ---- webhooks ------------------------------------------------------------------------
+
+
+def test_outcome_arrives_signed_with_the_job_and_without_its_payload(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    endpoint = Endpoint(platform, receiver.url())
+    (job,) = called_back(platform, endpoint)
+    deliverer.deliver(ids(platform))
+    (request,) = receiver.requests
+    message = request.verify(endpoint.secret)
+    assert message["type"] == "job.succeeded"
+    assert message["data"]["id"] == str(job.id)
+    assert (message["data"]["state"], message["data"]["version"], message["data"]["done"]) == (
+        "succeeded",
+        1,
+        True,
+    )
+    assert not {"payload", "result"} & set(message["data"])
+    (row,) = deliveries(platform)
+    assert (row.state, row.attempts, row.response_status, row.announce_at) == ("delivered", 1, 204, None)
+
+
+def test_retries_repeat_body_and_id_to_the_byte(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    receiver.will(answer(500), close())
+    endpoint = Endpoint(platform, receiver.url())
+    called_back(platform, endpoint)
+    for attempts in (1, 2):
+        deliverer.deliver(ids(platform))
+        (row,) = deliveries(platform)
+        assert (row.state, row.attempts) == ("retrying", attempts)
+        assert row.announce_at > datetime.now(UTC)
+        make_due(platform)
+    deliverer.deliver(ids(platform))
+    assert deliveries(platform)[0].state == "delivered"
+    assert len(receiver.requests) == 3
+    assert len({request.body for request in receiver.requests}) == 1
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
+    assert all(request.verify(endpoint.secret) for request in receiver.requests)
+
+
+def test_delivered_and_undue_ones_are_not_sent_again(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    receiver.will(answer(204), answer(503))
+    called_back(platform, Endpoint(platform, receiver.url()), jobs=2)
+    for _ in range(3):
+        deliverer.deliver(ids(platform))
+    assert [row.state for row in deliveries(platform)] == ["delivered", "retrying"]
+    assert len(receiver.requests) == 2
+
+
+def test_two_workers_with_the_same_announcement_send_once(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    called_back(platform, Endpoint(platform, receiver.url()), jobs=5)
+    announced = ids(platform)
+    with ThreadPoolExecutor(3) as workers:
+        list(workers.map(lambda _: deliverer.deliver(announced), range(3)))
+    assert len(receiver.requests) == 5
+
+
+def test_410_disables_the_endpoint_and_what_waits_for_it_is_given_up(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    receiver.will(answer(410))
+    endpoint = Endpoint(platform, receiver.url())
+    called_back(platform, endpoint)
+    deliverer.deliver(ids(platform))
+    platform.rows("UPDATE deliveries SET state = 'pending', announce_at = now() WHERE kind = 'callback'")
+    deliverer.deliver(ids(platform))
+    assert len(receiver.requests) == 1
+    assert deliveries(platform)[0].state == "failed"
+    assert platform.rows("SELECT disabled FROM callback_endpoints WHERE id = :id", id=endpoint.id) == [
+        (True,)
+    ]
+
+
+def test_both_secrets_sign_while_the_old_one_is_rotated_out(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    endpoint, new = Endpoint(platform, receiver.url()), new_secret()
+    rotate = (
+        "UPDATE callback_endpoints SET previous_secret = secret, secret = :new, "
+        "previous_secret_until = now() + make_interval(hours => :hours) WHERE id = :id"
+    )
+    platform.rows(rotate, new=new, hours=24, id=endpoint.id)
+    called_back(platform, endpoint)
+    deliverer.deliver(ids(platform))
+    assert receiver.requests[0].verify(new) == receiver.requests[0].verify(endpoint.secret)
+
+
+def test_breaker_parks_the_rest_without_burning_attempts_and_one_probe_closes_it(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    receiver.will_always(answer(503))
+    called_back(platform, Endpoint(platform, receiver.url()), jobs=THRESHOLD + 3)
+    deliverer.deliver(ids(platform))
+    assert len(receiver.requests) == THRESHOLD
+    rows = deliveries(platform)
+    assert [row.attempts for row in rows] == [1] * THRESHOLD + [0] * 3
+    ((probe_at,),) = platform.rows("SELECT probe_at FROM breakers")
+    assert all(row.announce_at >= probe_at for row in rows[THRESHOLD:])
+    make_due(platform)
+    deliverer.deliver(ids(platform))
+    assert len(receiver.requests) == THRESHOLD, "while it is open nothing is sent"
+    platform.rows("UPDATE breakers SET probe_at = now()")
+    make_due(platform)
+    receiver.will_always(answer(204))
+    deliverer.deliver(ids(platform))
+    assert platform.rows("SELECT count(*) FROM breakers") == [(0,)]
+    assert {row.state for row in deliveries(platform)} == {"delivered"}
+    assert len(receiver.requests) == 2 * THRESHOLD + 3
+
+
+def test_failing_host_delays_no_other(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    with WebhookReceiver() as failing:
+        failing.will_always(answer(500))
+        called_back(platform, Endpoint(platform, failing.url()), jobs=THRESHOLD + 1)
+        called_back(platform, Endpoint(platform, receiver.url()), jobs=2)
+        deliverer.deliver(ids(platform))
+    assert len(receiver.requests) == 2
+
+
+def test_parking_leaves_alone_what_somebody_else_has_sent_meanwhile(
+    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+) -> None:
+    called_back(platform, Endpoint(platform, receiver.url()), jobs=3)
+    outbox = Outbox()
+    with platform.database.transaction() as connection:
+        claimed = outbox.claim(connection, ids(platform))
+    with platform.database.transaction() as connection:
+        outbox.delivered(connection, [claimed[1].id])
+    platform.rows(
+        "UPDATE deliveries SET announce_at = announce_at + interval '1 minute' WHERE id = :id",
+        id=claimed[2].id,
+    )
+    until = datetime.now(UTC) + timedelta(seconds=1)
+    with platform.database.transaction() as connection:
+        outbox.park(connection, claimed, until)
+    rows = {row.id: row.announce_at for row in deliveries(platform)}
+    assert rows[claimed[0].id] == until
+    assert rows[claimed[1].id] is None
+    assert rows[claimed[2].id] == claimed[2].claimed_until + timedelta(minutes=1)
+
+
+# ---- AMQP ----------------------------------------------------------------------------
+
+
+class Listener:
+    """A queue of a client's own."""
+
+    def __init__(self, connection: Connection, name: str, key: str | None = None) -> None:
+        exchange = Exchange(EVENTS, "topic") if key else Exchange("")
+        self._queue = Queue(name, exchange, routing_key=key or name, auto_delete=False, durable=False)(
+            connection.default_channel
+        )
+        self._queue.declare()
+        self._queue.purge()
+
+    def message(self) -> Any:
+        return wait_until(lambda: self._queue.get(no_ack=True), what="a message")
+
+    def is_empty(self) -> bool:
+        return self._queue.get(no_ack=True) is None
+
+    def end(self) -> None:
+        self._queue.delete()
+
+
+@pytest.fixture
+def client(broker_url: str) -> Iterator[Connection]:
+    with Connection(broker_url) as connection:
+        yield connection
+
+
+def test_reply_reaches_the_callers_queue_with_its_correlation(
+    platform: Platform, deliverer: Deliverer, client: Connection
+) -> None:
+    listener = Listener(client, "answers-to-ada")
+    (job,) = platform.made(platform.create(reply_to="answers-to-ada", correlation_id="order-7"))
+    deliverer.deliver(ids(platform, "reply"))
+    message = listener.message()
+    listener.end()
+    assert message.properties["correlation_id"] == "order-7"
+    assert message.properties["type"] == "job.succeeded"
+    assert message.headers["x-job-id"] == str(job.id)
+    assert json.loads(message.body)["id"] == str(job.id)
+    assert deliveries(platform, "reply")[0].state == "delivered"
+
+
+def test_reply_to_a_queue_that_is_gone_is_given_up(platform: Platform, deliverer: Deliverer) -> None:
+    platform.made(platform.create(reply_to="nobody-listens"))
+    deliverer.deliver(ids(platform, "reply"))
+    (row,) = deliveries(platform, "reply")
+    assert (row.state, row.announce_at) == ("failed", None)
+    assert "does not exist" in row.error
+
+
+def test_events_reach_who_listens_as_cloud_events_in_order(
+    platform: Platform, deliverer: Deliverer, client: Connection
+) -> None:
+    listener = Listener(client, "ears", "entities.create.*")
+    jobs = platform.made(*(platform.create() for _ in range(5)))
+    deliverer.deliver(ids(platform, "events"))
+    messages = [listener.message() for _ in jobs]
+    assert listener.is_empty()
+    listener.end()
+    events = [json.loads(message.body) for message in messages]
+    assert [event["subject"] for event in events] == [str(job.id) for job in jobs]
+    first = events[0]
+    assert (first["specversion"], first["type"]) == ("1.0", "job.succeeded")
+    assert first["data"]["sequence"] == jobs[0].sequence
+    assert len({event["id"] for event in events}) == 5
+    assert messages[0].content_type == "application/cloudevents+json"
+    assert messages[0].delivery_info["routing_key"] == "entities.create.succeeded"
+
+
+def test_unheard_events_cost_one_message_for_each_key(
+    platform: Platform, deliverer: Deliverer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform.made(*(platform.create() for _ in range(20)), platform.ticket(str(datetime.now(UTC))))
+    publish, keys = deliverer._publisher.message, []
+
+    def count(*arguments: Any, **named: Any) -> bool:
+        keys.append(named["routing_key"])
+        return publish(*arguments, **named)
+
+    monkeypatch.setattr(deliverer._publisher, "message", count)
+    deliverer.deliver(ids(platform, "events"))
+    assert keys == ["entities.create.succeeded", "tickets.create.succeeded"]
+    assert deliveries(platform, "events")[0].state == "delivered"
+
+
+def test_events_tell_each_end_of_a_redriven_job_as_it_was(
+    platform: Platform, deliverer: Deliverer, client: Connection
+) -> None:
+    listener = Listener(client, "obituaries", "#")
+    (job,) = platform.accept(platform.create())
+    platform.rows("UPDATE jobs SET crashes = 99 WHERE id = :id", id=job)
+    platform.applier().apply([job], are_suspect=True)
+    deliverer.deliver(ids(platform, "events"))
+    with platform.database.transaction() as connection:
+        platform.ledger.redrive(connection, job)
+    platform.applier().apply([job])
+    deliverer.deliver(ids(platform, "events"))
+    told = [json.loads(listener.message().body)["type"] for _ in range(2)]
+    listener.end()
+    assert told == ["job.dead", "job.succeeded"]

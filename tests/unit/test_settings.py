@@ -1,0 +1,96 @@
+"""Settings: each bad value is one line that names its variable."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from models.errors import ConfigurationError
+from models.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("WAYBILL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://localhost/x"),
+        ("DATABASE_URL", "localhost"),
+        ("DATABASE_URL", "postgresql://u:p@host:port/x"),
+        ("DATABASE_URL", "postgresql://u:p@host:99999/x"),
+        ("BROKER_URL", "redis://localhost"),
+        ("REDIS_URL", "http://localhost"),
+        ("API_PORT", "http"),
+        ("API_PORT", "65536"),
+        ("API_PORT", "-1"),
+        ("FLOWER_PORT", ""),
+        ("WORKER_CONCURRENCY", "0"),
+        ("RATE_LIMITS", "maybe"),
+        ("CALLBACK_ALLOW_PRIVATE", "perhaps"),
+        ("AMQP_PRINCIPALS", "{"),
+        ("AMQP_PRINCIPALS", "[]"),
+        ("AMQP_PRINCIPALS", '{"a": 1}'),
+        ("LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_bad_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"WAYBILL_{name}", value)
+    with pytest.raises(ConfigurationError, match=f"^WAYBILL_{name}: ") as caught:
+        load_settings()
+    assert "\n" not in str(caught.value)
+
+
+def test_password_is_not_repeated_in_the_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://u:s3cret@host:port/x")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "postgres"])
+def test_database_url_is_taken_in_every_usual_spelling(scheme: str) -> None:
+    settings = load_settings(database_url=f"{scheme}://u:p@h:1/d?sslmode=require")
+    assert settings.database_url == "postgresql+psycopg://u:p@h:1/d?sslmode=require"
+
+
+def test_lists_are_comma_separated_and_principals_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_RESOURCES", " shop.invoices, shop.orders ,")
+    monkeypatch.setenv("WAYBILL_AMQP_PRINCIPALS", '{"erp": "erp@example.org"}')
+    settings = load_settings()
+    assert settings.resources == ("shop.invoices", "shop.orders")
+    assert settings.amqp_principals == {"erp": "erp@example.org"}
+
+
+def test_environment_outranks_env_file_outranks_what_up_wrote(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = tmp_path / ".waybill" / "run"
+    run.mkdir(parents=True)
+    (run / "waybill.env").write_text(
+        "WAYBILL_API_PORT=1\nWAYBILL_FLOWER_PORT=1\nWAYBILL_DATABASE_URL=postgresql://h/up\n"
+    )
+    (tmp_path / ".env").write_text("WAYBILL_API_PORT=2\nWAYBILL_FLOWER_PORT=2\nSOMEBODY_ELSES=x\n")
+    monkeypatch.setenv("WAYBILL_API_PORT", "3")
+    settings = load_settings()
+    assert (settings.api_port, settings.flower_port) == (3, 2)
+    assert settings.database_url == "postgresql+psycopg://h/up"
+    assert load_settings(with_run_file=False).database_url == ""
+    assert load_settings(api_port=4).api_port == 4
+
+
+def test_env_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(ConfigurationError, match=r"\.env"):
+        load_settings()
+
+
+def test_secrets_are_not_shown() -> None:
+    assert "s3cret" not in repr(load_settings(admin_password="s3cret", jwt_keys="s3cret"))

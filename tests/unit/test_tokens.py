@@ -1,0 +1,157 @@
+"""Access tokens: ours are taken, everybody else's are refused."""
+
+import base64
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
+
+from models.errors import ConfigurationError, Unauthorized
+from models.ids import new_id
+from models.keys import load_jwk_set
+from models.principals import Principal, Role
+from models.settings import Settings
+from models.tokens import Tokens
+
+ADA = Principal(new_id(), "ada@example.org", Role.USER)
+
+
+def jwk(kid: str, key: Ed25519PrivateKey) -> dict[str, Any]:
+    return {**json.loads(OKPAlgorithm.to_jwk(key)), "kid": kid}
+
+
+KEY, OLD, STRANGE = (Ed25519PrivateKey.generate() for _ in range(3))
+TOKENS = Tokens({"keys": [jwk("now", KEY), jwk("old", OLD)]})
+CLAIMS = jwt.decode(TOKENS.issue(ADA), options={"verify_signature": False})
+
+
+def signed(
+    key: Any = KEY, algorithm: str = "EdDSA", headers: dict[str, Any] | None = None, **claims: Any
+) -> str:
+    present = {name: value for name, value in (CLAIMS | claims).items() if value is not ...}
+    return jwt.encode(
+        present, key, algorithm=algorithm, headers={"kid": "now"} if headers is None else headers
+    )
+
+
+def part(document: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(document).encode()).decode().rstrip("=")
+
+
+PUBLIC = KEY.public_key()
+PUBLIC_RAW = PUBLIC.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+PUBLIC_X = jwk("now", KEY)["x"].encode()
+NOW = int(time.time())
+
+HOSTILE = {
+    "nothing": "",
+    "no token": "hello",
+    "two dots": "..",
+    "not base64": "a.b.c",
+    "algorithm none": f"{part({'alg': 'none', 'kid': 'now'})}.{part(CLAIMS)}.",
+    "algorithm none in capitals": f"{part({'alg': 'NONE', 'kid': 'now'})}.{part(CLAIMS)}.",
+    "HS256 with the public key": signed(PUBLIC_RAW, "HS256"),
+    "HS256 with the public key's text": signed(PUBLIC_X, "HS256"),
+    "signed by a stranger": signed(STRANGE),
+    "signed by a stranger, its key enclosed": signed(
+        STRANGE, headers={"kid": "now", "jwk": jwk("now", STRANGE)}
+    ),
+    "another of our keys than it says": signed(OLD),
+    "unknown kid": signed(headers={"kid": "other"}),
+    "no kid": signed(headers={}),
+    "expired": signed(exp=NOW - 60),
+    "not yet valid": signed(nbf=NOW + 60),
+    "issued in the future": signed(iat=NOW + 60),
+    "other audience": signed(aud="elsewhere"),
+    "several audiences, none of them ours": signed(aud=["a", "b"]),
+    "other issuer": signed(iss="elsewhere"),
+    "refresh token": signed(typ="refresh"),
+    "no type": signed(typ=...),
+    "subject that is no id": signed(sub="admin"),
+    "role that does not exist": signed(role="root"),
+    "no role": signed(role=...),
+    "expiry as text": signed(exp="tomorrow"),
+    "oversize": signed(padding="x" * 5000),
+    "lone surrogate": "\ud800.\ud800.\ud800",
+    "header that is no object": f"{part([])}.{part(CLAIMS)}.AAAA",
+    "kid that is a list": f"{part({'alg': 'EdDSA', 'kid': ['now']})}.{part(CLAIMS)}.AAAA",
+    **{
+        f"without {claim}": signed(**{claim: ...})
+        for claim in ("iss", "aud", "exp", "iat", "nbf", "jti", "sub")
+    },
+}
+
+
+@pytest.mark.parametrize("token", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_token_is_refused(token: str) -> None:
+    with pytest.raises(Unauthorized):
+        TOKENS.verify(token)
+
+
+def test_changed_payload_is_refused() -> None:
+    head, _, signature = TOKENS.issue(ADA).split(".")
+    with pytest.raises(Unauthorized):
+        TOKENS.verify(f"{head}.{part(CLAIMS | {'role': 'admin'})}.{signature}")
+
+
+def test_issued_token_speaks_for_its_principal_until_it_expires() -> None:
+    principal, expires_at = Tokens({"keys": [jwk("now", KEY)]}, lifetime=timedelta(minutes=1)).verify(
+        Tokens({"keys": [jwk("now", KEY)]}, lifetime=timedelta(minutes=1)).issue(ADA)
+    )
+    assert principal == ADA
+    assert 50 < expires_at - time.time() <= 60
+
+
+def test_key_that_was_rotated_out_still_verifies() -> None:
+    token = Tokens({"keys": [jwk("old", OLD)]}).issue(ADA)
+    assert TOKENS.verify(token)[0] == ADA
+    assert jwt.get_unverified_header(TOKENS.issue(ADA))["kid"] == "now"
+
+
+def test_published_keys_hold_no_private_part_and_no_symmetric_key() -> None:
+    secret = base64.urlsafe_b64encode(b"k" * 32).decode().rstrip("=")
+    published = Tokens(
+        {"keys": [jwk("now", KEY), {"kty": "oct", "k": secret, "kid": "shared"}]}
+    ).public_jwk_set()
+    assert published == {
+        "keys": [
+            {
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "x": jwk("now", KEY)["x"],
+                "kid": "now",
+                "alg": "EdDSA",
+                "use": "sig",
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"keys": []}',
+        '{"keys": [5]}',
+        '{"keys": [{"kty": "OKP"}]}',
+        '{"keys": [{"kty": "EC", "kid": "a"}]}',
+        '{"keys": [{"kty": "OKP", "kid": "a", "crv": "Ed25519", "x": "AAAA", "d": "!!"}]}',
+        '{"keys": [{"kty": "OKP", "kid": "a"}]}',
+        json.dumps({"keys": [{name: value for name, value in jwk("a", KEY).items() if name != "d"}]}),
+    ],
+)
+def test_setting_that_is_no_set_of_private_keys_is_one_line(text: str, tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, jwt_keys=text, data_dir=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"^WAYBILL_JWT_KEYS") as caught:
+        Tokens(load_jwk_set(settings))
+    assert "\n" not in str(caught.value)
