@@ -89,10 +89,13 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
         self.add_handlers(r".*", [web.url(r"/broker", _QueuesView, name="broker")])
 
     def find_handler(self, request: HTTPServerRequest, **others: Any) -> Any:
-        """Replace a good password by the credential that Flower checks; drop a bad one."""
-        offered = request.headers.pop("Authorization", "")
-        if offered and self._gate.admits(offered):
-            request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
+        """Replace a good password by the credential that Flower checks; let nothing else pass.
+
+        Not its metrics either, which Flower itself leaves open.
+        """
+        if not self._gate.admits(request.headers.pop("Authorization", "")):
+            return self.get_handler_delegate(request, _Closed)
+        request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
         return super().find_handler(request, **others)
 
     def update_workers(self, workername: str | None = None) -> Any:
@@ -103,6 +106,15 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
         if workername is None and not self.events.state.workers:
             return asyncio.ensure_future(asyncio.sleep(0))
         return super().update_workers(workername)
+
+
+class _Closed(web.RequestHandler):
+    """Asks for the password."""
+
+    def prepare(self) -> None:
+        self.set_status(401)
+        self.set_header("WWW-Authenticate", 'Basic realm="Waybill"')
+        self.finish("The admin's email and password, please.\n")
 
 
 class _QueuesView(BrokerView):  # type: ignore[misc]

@@ -2,10 +2,12 @@
 
 import logging
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 from celery.platforms import EX_OK
 from celery.utils.nodenames import host_format
 from celery.worker import state
@@ -78,7 +80,11 @@ def _keep_our_logging(**_: Any) -> None:
 
 
 def quieten() -> None:
-    """Leave out Celery's two lines a message: what became of its jobs is logged by the applier."""
+    """Leave out Celery's two lines a message, and its warning of root, which is about pickle.
+
+    What became of a message's jobs is logged by the applier, and we take nothing but JSON.
+    """
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
