@@ -1,4 +1,4 @@
-"""Flower in both modes: closed without the admin's password, and showing workers, tasks and queues with it."""
+"""Flower in both modes: closed without the admin's password; with it, workers, tasks and queues."""
 
 import shutil
 import subprocess
