@@ -11,7 +11,7 @@ a job's last change. Both come from one database sequence.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -307,15 +307,19 @@ def accepted_job(submission: Submission, added: Accepted) -> Job:
         attempt=0,
         priority=submission.priority,
         created_at=added.created_at,
-        run_at=submission.run_at,
+        run_at=_in_utc(submission.run_at),
         finished_at=None,
-        expires_at=submission.expires_at,
+        expires_at=_in_utc(submission.expires_at),
         version=None,
         result=None,
         error=None,
         request_id=submission.request_id,
         sequence=added.sequence,
     )
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC)
 
 
 def _row(submission: Submission) -> dict[str, Any]:

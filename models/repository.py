@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, func, or_, select, text
+from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, false, func, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.database import array
@@ -135,7 +135,9 @@ class TableRepository:
         if query.status is not None:
             statement = statement.where(table.c.status == query.status)
         if query.search is not None:
-            statement = statement.where(or_(*(self._contains(name, query.search) for name in self._searched)))
+            statement = statement.where(
+                or_(false(), *(self._contains(name, query.search) for name in self._searched))
+            )
         if query.after is not None:
             value, identifier = query.after
             beyond = (

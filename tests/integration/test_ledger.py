@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from threading import Barrier, Thread
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,7 @@ from models.errors import (
 )
 from models.ids import new_id
 from models.intake import Answer, Receipt
-from models.job import Operation, Priority, Submission
+from models.job import Operation, Priority, Submission, to_json
 from models.ledger import REANNOUNCE_AFTER, RESCUE_AFTER, JobQuery, Outcome
 from tests.kit.platform import Platform
 from tests.kit.tickets import BROKEN
@@ -56,10 +56,12 @@ def forget_keys(platform: Platform) -> None:
 
 
 def test_accepted_job_is_told_as_the_ledger_holds_it(platform: Platform) -> None:
-    submission = platform.create(priority=Priority.HIGH, expires_at=datetime.now(UTC) + AN_HOUR)
+    elsewhere = datetime.now(timezone(timedelta(hours=2))) + AN_HOUR
+    submission = platform.create(priority=Priority.HIGH, run_at=elsewhere, expires_at=elsewhere)
     told = receipt(platform.intake.accept([submission])[0]).job
     assert told == platform.job(submission.job_id)
-    assert told.state == "queued"
+    assert to_json(told.document()) == to_json(platform.job(submission.job_id).document())
+    assert told.state == "scheduled"
 
 
 def test_safety_net_is_set_with_the_acceptance(platform: Platform) -> None:
