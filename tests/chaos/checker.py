@@ -38,7 +38,8 @@ RULES = (
     Rule(
         "succeeded creates without their entity",
         """SELECT jobs.id FROM jobs LEFT JOIN entities ON entities.id = jobs.resource_id
-        WHERE operation = 'create' AND resource = 'entities' AND state = 'succeeded' AND entities.id IS NULL""",
+        WHERE operation = 'create' AND resource = 'entities' AND state = 'succeeded'
+        AND entities.id IS NULL""",
     ),
     Rule(
         "entities without exactly one create that succeeded",
