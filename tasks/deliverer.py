@@ -24,6 +24,9 @@ from tasks.publisher import Publisher
 from tasks.webhook import WebhookSender
 
 _log = logging.getLogger("waybill.deliverer")
+BROKER_REST = timedelta(seconds=5)
+"""How long replies and events rest that the broker did not take: it may be back by then."""
+
 _GONE = "the endpoint was removed or disabled"
 _NOBODY = "the reply queue does not exist"
 
@@ -153,7 +156,7 @@ class Deliverer:
     # ---- AMQP --------------------------------------------------------------------------
 
     def _publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Publish replies and events, then settle them. What the broker did not confirm stays claimed.
+        """Publish replies and events, then settle them. What the broker did not confirm is put off.
 
         Raises:
             BrokerUnavailable: The rest waits for its next announcement.
@@ -173,6 +176,11 @@ class Deliverer:
             self._publish_events([sequence for one in events for sequence in one.sequences])
             done += [one.id for one in events]
             metrics.DELIVERIES.labels(DeliveryKind.EVENTS, "delivered").inc(len(events))
+        except BrokerUnavailable:
+            unsent = [one for one in deliveries if one.id not in done]
+            with self._database.transaction() as connection:
+                self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
+            raise
         finally:
             if done:
                 with self._database.transaction() as connection:

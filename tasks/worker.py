@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, signals
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.platforms import EX_OK
 from celery.utils.nodenames import host_format
 from celery.worker import state
@@ -80,11 +80,13 @@ def _keep_our_logging(**_: Any) -> None:
 
 
 def quieten() -> None:
-    """Leave out Celery's two lines a message, and its warning of root, which is about pickle.
+    """Leave out Celery's two lines a message, and two of its warnings.
 
-    What became of a message's jobs is logged by the applier, and we take nothing but JSON.
+    What became of a message's jobs is logged by the applier. It warns of root because of pickle, and we
+    take nothing but JSON; and of tasks that go on when the connection is lost, which ours may.
     """
-    warnings.filterwarnings("ignore", category=SecurityWarning)
+    for category in (SecurityWarning, CPendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

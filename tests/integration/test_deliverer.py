@@ -15,7 +15,8 @@ from models.breaker import THRESHOLD
 from models.endpoint_secrets import new_secret
 from models.job import Job
 from models.outbox import Outbox
-from tasks.deliverer import Deliverer
+from tasks.app import make_app
+from tasks.deliverer import BROKER_REST, Deliverer
 from tasks.names import EVENTS
 from tasks.publisher import Publisher
 from tasks.webhook import WebhookSender, trust
@@ -291,6 +292,19 @@ def test_events_reach_who_listens_as_cloud_events_in_order(
     assert len({event["id"] for event in events}) == 5
     assert messages[0].content_type == "application/cloudevents+json"
     assert messages[0].delivery_info["routing_key"] == "entities.create.succeeded"
+
+
+def test_what_the_broker_did_not_take_waits_for_it_seconds_not_the_whole_claim(platform: Platform) -> None:
+    platform.made(platform.create(reply_to="answers-to-ada"), platform.create())
+    unreachable = make_app(platform.settings.model_copy(update={"broker_url": "amqp://127.0.0.1:1//"}))
+    sender = WebhookSender(version="test", tls=trust(), allow_private=True, deadline=timedelta(seconds=5))
+    waiting = ids(platform, "events") + ids(platform, "reply")
+    with ThreadPoolExecutor(1) as threads:
+        Deliverer(platform.database, Outbox(), sender, Publisher(unreachable), threads).deliver(waiting)
+    rows = deliveries(platform, "events") + deliveries(platform, "reply")
+    assert [(row.state, row.attempts) for row in rows] == [("pending", 0), ("pending", 0)]
+    soon = datetime.now(UTC) + BROKER_REST + timedelta(seconds=1)
+    assert all(datetime.now(UTC) < row.announce_at < soon for row in rows)
 
 
 def test_unheard_events_cost_one_message_for_each_key(

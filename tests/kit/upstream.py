@@ -32,6 +32,32 @@ class Taken:
         return self.properties.headers or {}
 
 
+class ManagementApi:
+    """RabbitMQ's management API.
+
+    Args:
+        url: Where it is, with credentials.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self._url = f"http://{parts.hostname}:{parts.port}/api"
+        self._headers = urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password}")
+        self._http = urllib3.PoolManager()
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Send a request; the JSON of its answer."""
+        answer = self._http.request(
+            method,
+            self._url + path,
+            body=None if body is None else json.dumps(body),
+            headers={**self._headers, "Content-Type": "application/json"},
+        )
+        if answer.status >= 400:
+            raise AssertionError(f"{method} {path}: {answer.status} {answer.data!r}")
+        return json.loads(answer.data) if answer.data else None
+
+
 class Broker:
     """A virtual host of its own on a shared RabbitMQ, administered over the management API.
 
@@ -41,10 +67,7 @@ class Broker:
     """
 
     def __init__(self, api_url: str, url: str) -> None:
-        parts = urllib.parse.urlsplit(api_url)
-        self._api = f"http://{parts.hostname}:{parts.port}/api"
-        self._headers = urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password}")
-        self._http = urllib3.PoolManager()
+        self.call = ManagementApi(api_url).call
         self.vhost = f"test-{uuid.uuid4().hex[:10]}"
         self._broker = urllib.parse.urlsplit(url)
         self.port = self._broker.port or 0
@@ -77,18 +100,6 @@ class Broker:
     def delete(self) -> None:
         """Delete the virtual host with everything in it."""
         self.call("DELETE", f"/vhosts/{self.vhost}")
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Call the management API."""
-        answer = self._http.request(
-            method,
-            self._api + path,
-            body=None if body is None else json.dumps(body),
-            headers={**self._headers, "Content-Type": "application/json"},
-        )
-        if answer.status >= 400:
-            raise AssertionError(f"{method} {path}: {answer.status} {answer.data!r}")
-        return json.loads(answer.data) if answer.data else None
 
     def _permit(self, user: str) -> None:
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
