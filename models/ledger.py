@@ -201,10 +201,6 @@ class Ledger:
         if connection.execute(sql.RETRY_LATER, parameters).rowcount != 1:
             raise Contention("a job reached its final state elsewhere")
 
-    def park(self, connection: Connection, lanes: Sequence[int], delay: timedelta) -> None:
-        """Have open jobs of ``lanes`` announced again after ``delay``, burning no attempt."""
-        connection.execute(sql.PARK, {"lanes": array(lanes), "delay": delay})
-
     def record_crash_attempt(self, connection: Connection, job_id: UUID) -> int:
         """Count, before trying, an attempt that may kill its worker; how many there were."""
         crashes: int = connection.execute(sql.CRASH_ATTEMPT, {"id": job_id}).scalar_one()

@@ -112,11 +112,6 @@ INSERT INTO job_events (sequence, job_id, state, at, detail)
 SELECT sequence, id, 'retrying', clock_timestamp(), error FROM put_off, awake
 """)
 
-PARK = text("""
-UPDATE jobs SET announce_at = clock_timestamp() + :delay
-WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state = 'queued'
-""")
-
 CRASH_ATTEMPT = text("""
 UPDATE jobs SET crashes = crashes + 1 WHERE id = :id AND state IN ('queued', 'retrying') RETURNING crashes
 """)
