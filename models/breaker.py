@@ -66,11 +66,6 @@ def phase(state: BreakerState, now: datetime) -> Phase:
     return Phase.HALF_OPEN if now >= state.probe_at else Phase.OPEN
 
 
-def may_pass(state: BreakerState, now: datetime) -> bool:
-    """Whether asking makes sense: always while closed; half-open, the probe must still be claimed."""
-    return phase(state, now) is not Phase.OPEN
-
-
 def after_failure(state: BreakerState, now: datetime, *, is_probe: bool = False) -> BreakerState:
     """Count a failure; open at the threshold; after a failed probe rest twice as long.
 
