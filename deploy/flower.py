@@ -22,7 +22,7 @@ from flower.urls import settings as flower_settings
 from flower.views.broker import BrokerView
 from tornado import web
 from tornado.httputil import HTTPServerRequest
-from tornado.ioloop import IOLoop
+from tornado.ioloop import IOLoop, PeriodicCallback
 
 from models import log
 from models.container import Container
@@ -35,6 +35,8 @@ from tasks.publisher import Publisher
 
 REMEMBERED_SECONDS = 60.0
 """How long a verified password is taken without hashing it again (Argon2 takes 150 ms)."""
+
+MEET_MILLISECONDS = 3000
 
 _INTAKE_QUEUES = (names.INTAKE, names.EXPIRED_INTAKE, names.DEAD_INTAKE, names.DEAD_MESSAGES)
 _log = logging.getLogger("waybill.flower")
@@ -98,14 +100,25 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
         request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
         return super().find_handler(request, **others)
 
+    def start(self) -> None:
+        """Serve until the loop is stopped."""
+        PeriodicCallback(self._meet_workers, MEET_MILLISECONDS).start()
+        super().start()
+
     def update_workers(self, workername: str | None = None) -> Any:
         """Ask workers how they are; not before one was heard of.
 
-        Flower asks at its start, when ours start too, and would warn that nobody answers.
+        Flower asks once, at its start, when ours start too, and would warn that nobody answers.
         """
         if workername is None and not self.events.state.workers:
             return asyncio.ensure_future(asyncio.sleep(0))
         return super().update_workers(workername)
+
+    def _meet_workers(self) -> None:
+        """Ask those that were heard of since: what Flower may control is what it has asked."""
+        heard = {name for name, worker in self.events.state.workers.items() if worker.alive}
+        if heard - set(self.workers):
+            self.update_workers()
 
 
 class _Closed(web.RequestHandler):

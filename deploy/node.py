@@ -1,5 +1,8 @@
 """The embedded platform: API, worker threads, sweeper and Flower in one process, on ``memory://``."""
 
+import os
+import signal
+
 from api_shim.health import ReadinessCheck
 from api_shim.main import serve
 from deploy.flower import start_in_thread
@@ -20,7 +23,12 @@ def run(settings: Settings) -> int:
     app = make_app(settings)
     announcer = Announcer(app)
     sweeper = make_sweeper(settings, app)
-    worker = ThreadedWorker(app, concurrency=settings.worker_concurrency, hostname="waybill@embedded")
+    worker = ThreadedWorker(
+        app,
+        concurrency=settings.worker_concurrency,
+        hostname="waybill@embedded",
+        on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM),  # the launcher starts us anew, worker and all
+    )
     flower = start_in_thread(settings, app)
 
     async def what_is_missing() -> str | None:

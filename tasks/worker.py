@@ -3,7 +3,7 @@
 import logging
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery, signals
@@ -98,9 +98,14 @@ class ThreadedWorker:
         app: The Celery application; the publisher of its tasks must be in this process too.
         concurrency: Threads.
         hostname: Its node name.
+        on_lost: Called in its thread when it ends unasked, as by Flower's menu.
     """
 
-    def __init__(self, app: Celery, *, concurrency: int, hostname: str) -> None:
+    def __init__(
+        self, app: Celery, *, concurrency: int, hostname: str, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_lost = on_lost
+        self._is_stopping = False
         self._controller = app.WorkController(
             hostname=hostname,
             queues=list(ALL_QUEUES),
@@ -110,7 +115,7 @@ class ThreadedWorker:
             without_gossip=True,
             without_mingle=True,
         )
-        self._thread = threading.Thread(target=self._controller.start, name="celery", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="celery", daemon=True)
 
     def start(self) -> None:
         """Consume in the background."""
@@ -122,5 +127,13 @@ class ThreadedWorker:
 
     def stop(self, timeout_seconds: float = 8) -> None:
         """Finish the tasks under way, then stop."""
+        self._is_stopping = True
         state.should_stop = EX_OK  # type: ignore[assignment] # the stubs know only its first value
         self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        try:
+            self._controller.start()
+        finally:
+            if not self._is_stopping:
+                self._on_lost()

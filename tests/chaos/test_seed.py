@@ -24,6 +24,7 @@ def directory() -> Iterator[DataDirectory]:
             server(made).kill()
 
 
+@pytest.mark.timeout(600)
 def test_every_job_ends_once_and_succeeds_though_worker_and_broker_are_killed(
     directory: DataDirectory,
 ) -> None:

@@ -66,6 +66,13 @@ def test_workers_are_listed_as_online(platform: Platform, mode: str) -> None:
     assert all(host and "%" not in host for host in hosts)
 
 
+def test_workers_can_be_asked_and_controlled_by_api(platform: Platform, mode: str) -> None:
+    def known() -> set[str]:
+        return {name.partition("@")[0] for name in _as_admin(platform, "/api/workers").json()}
+
+    wait_until(lambda: known() == WORKERS[mode], timeout_seconds=30, what="Flower has met all workers")
+
+
 def test_worker_page_names_its_queues(platform: Platform) -> None:
     workers = _as_admin(platform, "/workers?json=1").json()["data"]
     (name,) = [one["hostname"] for one in workers if one["hostname"].startswith(("waybill@", "worker@"))]

@@ -1,5 +1,7 @@
 """``waybill up --full --demo``: everything started, a thousand real jobs, everything stopped."""
 
+import pytest
+
 from deploy.data_directory import DataDirectory
 from deploy.rabbitmq_server import find_rabbitmq
 from deploy.redis_server import find_redis
@@ -8,11 +10,12 @@ from tests.kit.launched import launched_whole
 from tests.kit.servers import require
 
 
+@pytest.mark.timeout(300)
 def test_demo_of_a_thousand_jobs_succeeds_and_leaves_nothing(directory: DataDirectory) -> None:
     require(find_rabbitmq)
     require(find_redis)
     with launched_whole(directory, "--full", "--demo", "1000") as up:
-        status = up.wait_exit(150)
+        status = up.wait_exit(200)
 
     assert status == 0, up.said()
     assert "succeeded: 1000 says the API, 1000 says the ledger, of 1000" in up.said()

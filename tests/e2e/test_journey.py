@@ -8,9 +8,10 @@ import threading
 import time
 
 import psutil
+import urllib3
 
 from deploy.data_directory import DataDirectory
-from tests.e2e.conftest import Platform, generated_password
+from tests.e2e.conftest import ADMIN, Platform, generated_password
 from tests.kit.client import Client
 from tests.kit.launched import Launched, ended, launched_whole
 from tests.kit.waiting import wait_until
@@ -89,6 +90,23 @@ def test_what_was_accepted_outlives_a_killed_node(embedded: Platform) -> None:
     wait_until(lambda: _is_ready(embedded.client), timeout_seconds=60, what="the new node is ready")
     states = {embedded.client.done(job_id)["state"] for job_id in accepted}
     assert states == {"succeeded"}
+
+
+def test_worker_that_is_shut_down_from_flower_comes_back(embedded: Platform) -> None:
+    (node,) = embedded.up.processes()["api"]
+    headers = urllib3.make_headers(basic_auth=f"{ADMIN}:{embedded.password}")
+    shutdown = f"{embedded.flower}/api/worker/shutdown/waybill@embedded"
+    wait_until(
+        lambda: urllib3.request("POST", shutdown, headers=headers, retries=False).status == 200,
+        timeout_seconds=30,
+        every_seconds=0.5,
+        what="Flower knows the worker",
+    )
+
+    wait_until(lambda: embedded.up.processes()["api"] not in ([], [node]), what="a new node")
+
+    wait_until(lambda: _is_ready(embedded.client), timeout_seconds=60, what="the new node is ready")
+    assert embedded.client.outcome("POST", "entities", {"name": "after"}).status == 201
 
 
 def test_documents_page_names_every_route(embedded: Platform) -> None:
