@@ -53,10 +53,6 @@ class Authentication:
         self._remember(given, verified)
         return verified[0]
 
-    def forget(self) -> None:
-        """Verify every token anew, as after a key was withdrawn."""
-        self._remembered.clear()
-
     def _remember(self, given: bytes, verified: tuple[Principal, float]) -> None:
         self._remembered.pop(given, None)
         while len(self._remembered) >= self._capacity:

@@ -1,7 +1,6 @@
 """Callback endpoints: register, list, remove. What is sent to them, and how, is the worker's."""
 
 from collections.abc import Iterator
-from typing import Literal
 from uuid import UUID
 
 from pydantic import Field, ValidationError, field_validator
@@ -12,14 +11,13 @@ from api_shim.router import Answer, Route
 from api_shim.threads import Threads
 from models import strict_json
 from models.address_guard import check_url
-from models.callbacks import CallbackEndpoint, CallbackEndpoints
+from models.callbacks import CallbackEndpoint, CallbackEndpoints, EventType
 from models.database import Database
 from models.endpoint_secrets import new_secret
 from models.errors import NotFound
 from models.ids import parse_id
 from models.schema import Schema, UtcTime, refusal
 
-EventType = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead"]
 _PATH = f"{BASE}/callback-endpoints"
 _MAX_BYTES = 16 * 1024
 

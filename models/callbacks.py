@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -12,7 +12,8 @@ from models.database import array
 from models.errors import NotFound
 from models.ids import new_id
 
-EVENT_TYPES = ("job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead")
+EventType = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead"]
+"""What a callback may be about; stored and sent, never renamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The base of every wire schema: camelCase outside, snake_case inside, unknown members refused."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -37,8 +37,3 @@ def refusal(error: ValidationError, *, prefix: str = "") -> Invalid:
 def _members(location: Iterable[Any]) -> Iterable[Any]:
     marks = ("function-", "tagged-")
     return (part for part in location if not (isinstance(part, str) and part.startswith(marks)))
-
-
-def now_utc() -> datetime:
-    """The process's clock. Only for tokens and headers: a job's time is the database's."""
-    return datetime.now(UTC)

@@ -16,14 +16,12 @@ from models.errors import Transient
 from models.job import Priority
 from models.ledger import Ledger
 from models.outbox import Outbox
+from tasks.announcer import CHUNK
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.publisher import Publisher
 
 PLATE = 30
 """Messages in a queue that is full enough."""
-
-CHUNK = 200
-"""Ids in one message, at most."""
 
 PERIOD = timedelta(seconds=1)
 HUNGRY_PERIOD = timedelta(milliseconds=50)
