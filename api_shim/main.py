@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 
 from api_shim.announcing import JobAnnouncer
-from api_shim.health import ReadinessCheck
+from api_shim.routes.health import ReadinessCheck
 from api_shim.server import POOL_SIZE, bound_socket, build, server_of
 from models import log
 from models.container import Container

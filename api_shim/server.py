@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from uvicorn import Config
 
 from api_shim.announcing import JobAnnouncer
-from api_shim.app import App
-from api_shim.auth import Auth
-from api_shim.authentication import Authentication
-from api_shim.callback_endpoints import CallbackEndpointRoutes
-from api_shim.health import Health, ReadinessCheck, SchemaCheck
-from api_shim.jobs import Jobs, poll_batcher
-from api_shim.metrics import BacklogCollector, Metrics
-from api_shim.openapi import Documentation
-from api_shim.protocol import GuardedProtocol, GuardedServer
-from api_shim.reads import Reads, load_batcher
-from api_shim.router import Route, Router
-from api_shim.threads import Threads
+from api_shim.description.openapi import Documentation
+from api_shim.gate.authentication import Authentication
+from api_shim.routes.auth import Auth
+from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
+from api_shim.routes.jobs import Jobs, poll_batcher
+from api_shim.routes.metrics import BacklogCollector, Metrics
+from api_shim.routes.reads import Reads, load_batcher
+from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.waiters import Waiters
-from api_shim.writes import Writes, intake_batcher
+from api_shim.web.app import App
+from api_shim.web.protocol import GuardedProtocol, GuardedServer
+from api_shim.web.router import Route, Router
+from api_shim.web.threads import Threads
 from models.container import Container
 from models.cursor import Cursors
 from models.errors import ConfigurationError

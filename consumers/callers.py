@@ -8,9 +8,9 @@ from sqlalchemy import exc
 from consumers.envelope import Arrival
 from models.database import Database
 from models.errors import DatabaseUnavailable, Unauthorized
-from models.principals import Principal
-from models.tokens import Tokens
-from models.users import Users
+from models.identity.principals import Principal
+from models.identity.tokens import Tokens
+from models.identity.users import Users
 
 REMEMBER_SECONDS = 5.0
 """How long a user or token is remembered; so long a disabled user may go on."""

@@ -6,9 +6,9 @@ from consumers import envelope
 from consumers.callers import Callers
 from consumers.envelope import Arrival, Envelope
 from models.errors import Detail, Forbidden, Invalid
+from models.identity.principals import Principal, reach_of
 from models.ids import lane_key, new_id
 from models.job import Door, Submission
-from models.principals import Principal, reach_of
 from models.registry import Registry, Resource
 
 

@@ -27,8 +27,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from models import log
 from models.container import Container
 from models.errors import BrokerUnavailable, ConfigurationError, Transient
+from models.identity.users import password_matches
 from models.settings import Settings
-from models.users import password_matches
 from tasks import names
 from tasks.app import make_app
 from tasks.publisher import Publisher

@@ -3,8 +3,8 @@
 import os
 import signal
 
-from api_shim.health import ReadinessCheck
 from api_shim.main import serve
+from api_shim.routes.health import ReadinessCheck
 from deploy.flower import start_in_thread
 from models import log
 from models.settings import Settings

@@ -5,7 +5,7 @@ import json
 import click
 
 from api_shim.announcing import SilentAnnouncer
-from api_shim.openapi import describe
+from api_shim.description.openapi import describe
 from api_shim.server import build
 from models.container import Container
 from models.settings import load_settings

@@ -3,10 +3,10 @@
 import secrets
 
 from models.container import Container
+from models.identity.principals import Role
+from models.identity.users import hash_password
 from models.migrate import migrate
-from models.principals import Role
 from models.settings import Settings
-from models.users import hash_password
 
 
 def prepare(settings: Settings) -> str | None:

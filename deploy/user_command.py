@@ -3,9 +3,9 @@
 import click
 
 from models.container import Container
-from models.principals import Role
+from models.identity.principals import Role
+from models.identity.users import hash_password
 from models.settings import load_settings
-from models.users import hash_password
 
 
 @click.group()

@@ -7,17 +7,17 @@ arguments.
 
 from functools import cached_property
 
-from models.callbacks import CallbackEndpoints
 from models.database import Database
+from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
+from models.identity.keys import derived_key, load_jwk_set
+from models.identity.tokens import Tokens
+from models.identity.users import Users
 from models.intake import Intake
-from models.keys import derived_key, load_jwk_set
 from models.ledger import Ledger
 from models.registry import Registry, discover
 from models.retry import RetryPolicy
 from models.settings import Settings
-from models.tokens import Tokens
-from models.users import Users
 
 
 class Container:

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, exc, text
 
-from models.callbacks import CallbackEndpoints
 from models.database import Database, sqlstate
+from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import (
     DatabaseUnavailable,
     Invalid,

@@ -25,7 +25,7 @@ from uuid import UUID
 
 import orjson
 
-from models.principals import Action, Principal
+from models.identity.principals import Action, Principal
 
 
 class JobState(StrEnum):

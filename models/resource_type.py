@@ -19,7 +19,7 @@ from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
 from models.errors import ConfigurationError
-from models.principals import DEFAULT_PERMISSIONS, Permissions
+from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
 from models.service import ResourceService
 from models.tables import metadata
 

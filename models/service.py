@@ -16,9 +16,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from models import merge_patch, strict_json
 from models.errors import Conflict, Detail, Forbidden, Invalid, NotFound, PreconditionFailed
+from models.identity.principals import Action, Permissions, Principal, may, reach_of
 from models.ids import parse_id
 from models.job import Operation
-from models.principals import Action, Permissions, Principal, may, reach_of
 from models.schema import refusal
 
 Row = Mapping[str, Any]

@@ -25,8 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
+from models.identity.principals import Role
 from models.job import JobState
-from models.principals import Role
 
 SCHEMA = "waybill"
 

@@ -18,11 +18,11 @@ from sqlalchemy import Connection, exc
 from models import metrics
 from models.database import Database, sqlstate
 from models.errors import Conflict, Contention, DatabaseUnavailable, Invalid, Refusal, internal_problem
+from models.identity.users import Users
 from models.job import JobState, Priority
 from models.ledger import Ledger, OpenJob, Outcome
 from models.registry import Registry
 from models.retry import Die, Fail, Retry, RetryPolicy
-from models.users import Users
 from tasks.batch import Batch
 
 MAX_JOBS = 500

@@ -9,9 +9,9 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from models.errors import Conflict, Contention, Forbidden, Refusal
+from models.identity.principals import Principal
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
-from models.principals import Principal
 from models.registry import Registry
 from models.service import Effect, Row, Work
 

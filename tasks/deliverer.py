@@ -12,13 +12,13 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from models import breaker, metrics
-from models.address_guard import check_url
 from models.breaker import BreakerBoard, Phase
 from models.database import Database
-from models.delivery_policy import Answer, Delivered, DisableEndpoint, GiveUp, RetryIn, decide
+from models.deliveries.address_guard import check_url
+from models.deliveries.delivery_policy import Answer, Delivered, DisableEndpoint, GiveUp, RetryIn, decide
+from models.deliveries.outbox import Delivery, DeliveryKind, Outbox, ToldEvent
 from models.errors import BrokerUnavailable, Invalid
 from models.job import to_json
-from models.outbox import Delivery, DeliveryKind, Outbox, ToldEvent
 from tasks.names import EVENTS
 from tasks.publisher import Publisher
 from tasks.webhook import WebhookSender

@@ -11,7 +11,7 @@ from uuid import UUID
 from celery import Celery
 
 from models.container import Container
-from models.outbox import Outbox
+from models.deliveries.outbox import Outbox
 from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.applier import Applier

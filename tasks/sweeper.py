@@ -12,10 +12,10 @@ from uuid import UUID
 from celery import Celery
 
 from models.database import Database
+from models.deliveries.outbox import Outbox
 from models.errors import Transient
 from models.job import Priority
 from models.ledger import Ledger
-from models.outbox import Outbox
 from tasks.announcer import CHUNK
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.publisher import Publisher

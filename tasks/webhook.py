@@ -18,9 +18,9 @@ from time import monotonic
 import h11
 from standardwebhooks import Webhook
 
-from models.address_guard import CallbackUrl, Resolver, Target, check_url, resolve
-from models.address_ranges import IpAddress
-from models.delivery_policy import MAX_RETRY_AFTER, Answer
+from models.deliveries.address_guard import CallbackUrl, Resolver, Target, check_url, resolve
+from models.deliveries.address_ranges import IpAddress
+from models.deliveries.delivery_policy import MAX_RETRY_AFTER, Answer
 from models.errors import Invalid, Transient
 
 DEADLINE = timedelta(seconds=15)

@@ -14,7 +14,7 @@ from celery.worker import state
 
 from models import log
 from models.container import Container
-from models.outbox import Outbox
+from models.deliveries.outbox import Outbox
 from models.settings import Settings
 from tasks.app import make_app
 from tasks.names import ALL_QUEUES

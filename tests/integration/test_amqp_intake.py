@@ -30,8 +30,8 @@ from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer
 from models.container import Container
 from models.errors import ConfigurationError
+from models.identity.principals import Principal, Role
 from models.migrate import migrate
-from models.principals import Principal, Role
 from models.service import ResourceService
 from models.settings import Settings, load_settings
 from tests.kit.proxy import CuttableProxy, cuttable

@@ -14,7 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from models.principals import Role
+from models.identity.principals import Role
 from tests.kit.api import Api, running_api
 
 ENTITIES = "/api/v1/entities"
@@ -370,7 +370,7 @@ def test_remembered_token_expires(api: Api) -> None:
     "beginning", [b"", b"GET /health/li", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab"]
 )
 def test_client_that_dawdles_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
-    monkeypatch.setattr("api_shim.protocol.MAX_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr("api_shim.web.protocol.MAX_REQUEST_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
         connection.sendall(beginning)
         while connection.recv(4096):

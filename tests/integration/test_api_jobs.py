@@ -10,10 +10,10 @@ from uuid import UUID
 import pytest
 
 from models.errors import internal_problem
+from models.identity.principals import Role
 from models.ids import new_id
 from models.job import JobState
 from models.ledger import Outcome
-from models.principals import Role
 from tests.kit.api import Api, now, running_api
 from tests.kit.waiting import wait_until
 

@@ -17,10 +17,10 @@ import jwt
 import pytest
 from sqlalchemy import create_engine, make_url
 
-from api_shim.health import ReadinessCheck
+from api_shim.routes.health import ReadinessCheck
 from api_shim.server import bound_socket
 from models.errors import ConfigurationError
-from models.principals import Role
+from models.identity.principals import Role
 from models.settings import Settings
 from tests.kit.api import PASSWORD, Api, running_api
 from tests.kit.waiting import wait_until

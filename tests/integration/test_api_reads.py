@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from models.identity.principals import Role
 from models.ids import new_id
-from models.principals import Role
 from tests.kit.api import Api, now, running_api
 
 ENTITIES = "/api/v1/entities"

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from models.errors import DatabaseUnavailable
+from models.identity.principals import Role
 from models.ids import new_id
 from models.job import Operation, Submission
-from models.principals import Role
 from models.retry import RetryPolicy
 from tasks import applier as applier_module
 from tests.kit.platform import Platform

@@ -12,9 +12,9 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from models.breaker import THRESHOLD
-from models.endpoint_secrets import new_secret
+from models.deliveries.endpoint_secrets import new_secret
+from models.deliveries.outbox import Outbox
 from models.job import Job
-from models.outbox import Outbox
 from tasks.app import make_app
 from tasks.deliverer import BROKER_REST, Deliverer
 from tasks.names import EVENTS

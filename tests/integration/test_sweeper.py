@@ -8,9 +8,9 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable
 from models.job import Priority
-from models.outbox import Outbox
 from tasks import sweeper as sweeper_module
 from tasks.app import make_app
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES

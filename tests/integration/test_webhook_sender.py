@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from models.delivery_policy import Answer
-from models.endpoint_secrets import new_secret
+from models.deliveries.delivery_policy import Answer
+from models.deliveries.endpoint_secrets import new_secret
 from tasks.webhook import MAX_ANSWER_BYTES, WebhookSender, trust
 from tests.kit import receiver as behave
 from tests.kit.authority import CertificateAuthority

@@ -13,14 +13,14 @@ from uuid import UUID
 
 import urllib3
 
-from api_shim.health import ReadinessCheck
+from api_shim.routes.health import ReadinessCheck
 from api_shim.server import Edge, build, server_of
 from models.container import Container
+from models.identity.principals import Principal, Role
+from models.identity.users import hash_password
 from models.job import Priority
 from models.migrate import migrate
-from models.principals import Principal, Role
 from models.settings import Settings
-from models.users import hash_password
 from tasks.applier import Applier
 from tests.kit.waiting import wait_until
 

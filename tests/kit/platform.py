@@ -11,11 +11,11 @@ from sqlalchemy import text
 
 from models.container import Container
 from models.errors import Refusal
+from models.identity.principals import Principal, Role
 from models.ids import lane_key, new_id
 from models.intake import Receipt
 from models.job import Door, Job, Operation, Submission, to_json
 from models.migrate import migrate
-from models.principals import Principal, Role
 from models.retry import RetryPolicy
 from models.settings import Settings
 from tasks.applier import Applier

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.address_guard import MAX_ADDRESSES, MAX_URL_LENGTH, CallbackUrl, Target, check_url, resolve
-from models.address_ranges import is_reachable
+from models.deliveries.address_guard import (
+    MAX_ADDRESSES,
+    MAX_URL_LENGTH,
+    CallbackUrl,
+    Target,
+    check_url,
+    resolve,
+)
+from models.deliveries.address_ranges import is_reachable
 from models.errors import Invalid, Transient
 
 PUBLIC = "93.184.215.14"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from api_shim.batcher import Batcher
+from api_shim.web.batcher import Batcher
 from models.errors import Contention, DatabaseUnavailable, Unavailable
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.delivery_policy import (
+from models.deliveries.delivery_policy import (
     JITTER,
     MAX_AGE,
     MAX_ATTEMPTS,

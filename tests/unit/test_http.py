@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_shim.http import JSON, Disconnected, Request, parse_query
+from api_shim.web.http import JSON, Disconnected, Request, parse_query
 from models.errors import Invalid, PayloadTooLarge, UnsupportedMediaType
 
 LIMIT = 10

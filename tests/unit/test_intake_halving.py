@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import exc
 
 from models.errors import Contention, DatabaseUnavailable, Invalid, Transient, Unavailable
+from models.identity.principals import Principal, Role
 from models.ids import new_id
 from models.intake import Answers, Intake, Receipt
 from models.job import Door, Job, Operation, Submission
-from models.principals import Principal, Role
 
 
 class _Database:

@@ -15,10 +15,10 @@ from consumers.intake import IntakeLoop
 from consumers.link import Link
 from consumers.publisher import Outgoing, Publisher
 from models.errors import BrokerUnavailable, Contention, DatabaseUnavailable, Invalid
+from models.identity.principals import Principal, Role
 from models.ids import new_id
 from models.intake import Answer, Intake, Receipt
 from models.job import Door, Job, JobState, Operation, Priority, Submission
-from models.principals import Principal, Role
 from tests.kit.waiting import wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,16 +10,16 @@ from threading import Barrier
 
 import pytest
 
-from models import keys
+from models.identity import keys
 from models.errors import ConfigurationError
-from models.keys import derived_key, load_jwk_set
+from models.identity.keys import derived_key, load_jwk_set
 from models.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 _RACE = """
 import sys
 from pathlib import Path
-from models.keys import derived_key, load_jwk_set
+from models.identity.keys import derived_key, load_jwk_set
 from models.settings import Settings
 settings = Settings(_env_file=None, data_dir=Path(sys.argv[1]))
 sys.stdin.read(1)

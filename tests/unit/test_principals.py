@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
+from models.identity.principals import DEFAULT_PERMISSIONS, Action, Principal, Reach, Role, may, reach_of
 from models.ids import new_id
-from models.principals import DEFAULT_PERMISSIONS, Action, Principal, Reach, Role, may, reach_of
 
 REACHES = {
     Role.ADMIN: {Action.READ: Reach.ALL, Action.WRITE: Reach.ALL, Action.DELETE: Reach.ALL},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_shim import request_headers
+from api_shim.web import request_headers
 from models.errors import Invalid
 from models.job import Priority
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from api_shim.http import Request, Response
-from api_shim.router import Route, Router
+from api_shim.web.http import Request, Response
+from api_shim.web.router import Route, Router
 from models.errors import MethodNotAllowed, NotFound
 
 

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from models.errors import Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
+from models.identity.principals import Principal, Role
 from models.ids import new_id
 from models.job import Operation
-from models.principals import Principal, Role
 from models.resources import entities
 from models.resources.entities import Status
 from models.service import Admitted, Change, Effect, ResourceService, Row, Work

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 from models.errors import ConfigurationError, Unauthorized
+from models.identity.keys import load_jwk_set
+from models.identity.principals import Principal, Role
+from models.identity.tokens import Tokens
 from models.ids import new_id
-from models.keys import load_jwk_set
-from models.principals import Principal, Role
 from models.settings import Settings
-from models.tokens import Tokens
 
 ADA = Principal(new_id(), "ada@example.org", Role.USER)
 

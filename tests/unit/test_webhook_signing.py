@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from models.endpoint_secrets import MAX_BYTES, MIN_BYTES, new_secret, parse_secret
+from models.deliveries.endpoint_secrets import MAX_BYTES, MIN_BYTES, new_secret, parse_secret
 from models.errors import Invalid
 from tasks.webhook import parse_retry_after, signature_headers
 

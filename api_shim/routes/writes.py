@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from uuid import UUID
 
-from api_shim import outcomes
 from api_shim.announcing import JobAnnouncer
-from api_shim.batcher import Batcher
-from api_shim.descriptions import WRITE_ERRORS, WRITE_HEADERS, write_answers
-from api_shim.http import JSON, MERGE_PATCH, Header, Request, Response
-from api_shim.router import Route
-from api_shim.submissions import read_wish
+from api_shim.description.words import WRITE_ERRORS, WRITE_HEADERS, write_answers
+from api_shim.routes import outcomes
+from api_shim.routes.submissions import read_wish
 from api_shim.waiters import Waiters
+from api_shim.web.batcher import Batcher
+from api_shim.web.http import JSON, MERGE_PATCH, Header, Request, Response
+from api_shim.web.router import Route
 from models.errors import Refusal
 from models.intake import Answer, Intake, Receipt
 from models.job import Door, JobState, Operation, Priority, Submission

@@ -8,10 +8,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from api_shim.http import Request, Response
-from api_shim.outcomes import NO_STORE
-from api_shim.router import Answer, Route
-from api_shim.threads import Threads
+from api_shim.routes.outcomes import NO_STORE
+from api_shim.web.http import Request, Response
+from api_shim.web.router import Answer, Route
+from api_shim.web.threads import Threads
 from models.database import Database
 from models.errors import Transient
 from models.job import JobState, Priority

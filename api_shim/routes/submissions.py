@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from uuid import UUID
 
-from api_shim import request_headers
-from api_shim.http import JSON, MERGE_PATCH, Request
+from api_shim.web import request_headers
+from api_shim.web.http import JSON, MERGE_PATCH, Request
 from models.errors import Forbidden, Invalid, NotFound
+from models.identity.principals import Principal, reach_of
 from models.ids import lane_key, new_id, parse_id
 from models.job import Door, Operation, Priority, Submission
-from models.principals import Principal, reach_of
 from models.registry import Resource
 
 _FINGERPRINTED = (

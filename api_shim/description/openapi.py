@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api_shim.auth import LoggedIn, Login
-from api_shim.callback_endpoints import EndpointCreated, EndpointRead, NewEndpoint
-from api_shim.descriptions import RESPONSE_HEADERS
-from api_shim.docs_page import page
-from api_shim.http import Request, Response, json_response
-from api_shim.router import Answer, Route
+from api_shim.description.docs_page import page
+from api_shim.description.words import RESPONSE_HEADERS
+from api_shim.routes.auth import LoggedIn, Login
+from api_shim.routes.callback_endpoints import EndpointCreated, EndpointRead, NewEndpoint
+from api_shim.web.http import Request, Response, json_response
+from api_shim.web.router import Answer, Route
 from models.errors import PROBLEM_MEDIA_TYPE, Refusal
 from models.job import JobState, Operation, Priority
 from models.registry import Registry

@@ -8,20 +8,22 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from api_shim import descriptions, outcomes, query, request_headers
-from api_shim.batcher import Batcher
-from api_shim.http import Request, Response, json_response
-from api_shim.router import Answer, Parameter, Route
-from api_shim.submissions import check_role, instance_id
-from api_shim.threads import Threads
+from api_shim.description import words
+from api_shim.routes import outcomes
+from api_shim.routes.submissions import check_role, instance_id
 from api_shim.waiters import Waiters
+from api_shim.web import query, request_headers
+from api_shim.web.batcher import Batcher
+from api_shim.web.http import Request, Response, json_response
+from api_shim.web.router import Answer, Parameter, Route
+from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
 from models.errors import Conflict, NotFound
+from models.identity.principals import Action, Principal, Reach, reach_of
 from models.ids import lane_key
 from models.job import Operation, to_json
 from models.ledger import Ledger
-from models.principals import Action, Principal, Reach, reach_of
 from models.registry import Registry, Resource
 from models.repository import PageQuery
 from models.service import Row
@@ -191,9 +193,9 @@ class Reads:
                 tag=name,
                 permission=f"{name}:read",
                 parameters=(
-                    descriptions.MIN_VERSION,
-                    descriptions.IF_NONE_MATCH,
-                    descriptions.PREFER,
+                    words.MIN_VERSION,
+                    words.IF_NONE_MATCH,
+                    words.PREFER,
                 ),
                 answers={
                     200: Answer("The instance", f"{name}.Read", ("ETag", "Cache-Control")),
@@ -223,17 +225,17 @@ def load_batcher(database: Database, registry: Registry) -> Batcher[Instance, Ro
 
 
 def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
-    sort = descriptions.query(
+    sort = words.query(
         "sort",
         "The order; `-` reverses it.",
         {"type": "string", "enum": list(_sorts(resource)), "default": "createdAt"},
     )
-    parameters = [descriptions.LIMIT, descriptions.CURSOR, sort]
+    parameters = [words.LIMIT, words.CURSOR, sort]
     if any(name in resource.type.table.columns for name in resource.type.searchable):
-        parameters.append(descriptions.SEARCH)
+        parameters.append(words.SEARCH)
     if statuses := _statuses(resource):
         schema: dict[str, object] = {"type": "string", "enum": list(statuses)}
-        parameters.append(descriptions.query("status", "Only those in this status.", schema))
+        parameters.append(words.query("status", "Only those in this status.", schema))
     return tuple(parameters)
 
 

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, text
 
 from models.database import array
 from models.errors import Conflict, NotFound
+from models.identity.principals import Principal, Role
 from models.ids import new_id
-from models.principals import Principal, Role
 
 _hasher = PasswordHash((Argon2Hasher(),))
 _ABSENT_USER_HASH = _hasher.hash("nobody has this password")

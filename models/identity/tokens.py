@@ -9,9 +9,9 @@ from uuid import UUID
 import jwt
 
 from models.errors import ConfigurationError, Unauthorized
+from models.identity.keys import JwkSet
+from models.identity.principals import Principal, Role
 from models.ids import new_id
-from models.keys import JwkSet
-from models.principals import Principal, Role
 
 ISSUER = AUDIENCE = "waybill"
 MAX_TOKEN_LENGTH = 4096

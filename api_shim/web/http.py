@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from models.errors import PROBLEM_MEDIA_TYPE, Invalid, PayloadTooLarge, UnsupportedMediaType
+from models.identity.principals import Principal
 from models.job import to_json
-from models.principals import Principal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -6,10 +6,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from api_shim.http import Request, Response, json_response, problem_response
-from api_shim.outcomes import NO_STORE
-from api_shim.router import Answer, Route
-from api_shim.threads import Threads
+from api_shim.routes.outcomes import NO_STORE
+from api_shim.web.http import Request, Response, json_response, problem_response
+from api_shim.web.router import Answer, Route
+from api_shim.web.threads import Threads
 from models.container import Container
 from models.errors import DatabaseUnavailable, Unavailable
 from models.migrate import is_current

@@ -5,15 +5,15 @@ from uuid import UUID
 
 from pydantic import Field, ValidationError, field_validator
 
-from api_shim.http import JSON, Request, Response, json_response
-from api_shim.outcomes import BASE, NO_STORE
-from api_shim.router import Answer, Route
-from api_shim.threads import Threads
+from api_shim.routes.outcomes import BASE, NO_STORE
+from api_shim.web.http import JSON, Request, Response, json_response
+from api_shim.web.router import Answer, Route
+from api_shim.web.threads import Threads
 from models import strict_json
-from models.address_guard import check_url
-from models.callbacks import CallbackEndpoint, CallbackEndpoints, EventType
 from models.database import Database
-from models.endpoint_secrets import new_secret
+from models.deliveries.address_guard import check_url
+from models.deliveries.endpoint_secrets import new_secret
+from models.deliveries.endpoints import CallbackEndpoint, CallbackEndpoints, EventType
 from models.errors import NotFound
 from models.ids import parse_id
 from models.schema import Schema, UtcTime, refusal

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import ceil
 
-from api_shim.http import Header, Response, json_response, problem_response
+from api_shim.web.http import Header, Response, json_response, problem_response
 from models.errors import Conflict, Gone, internal_problem
 from models.job import Job, JobState, Operation
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
-from api_shim.authentication import Authentication
-from api_shim.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
-from api_shim.protocol import write_whole
-from api_shim.router import Router
+from api_shim.gate.authentication import Authentication
+from api_shim.web.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
+from api_shim.web.protocol import write_whole
+from api_shim.web.router import Router
 from models.errors import (
     Contention,
     DatabaseUnavailable,

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-from api_shim.http import Request
+from api_shim.web.http import Request
 from models.errors import Unauthorized
-from models.principals import Principal
-from models.tokens import Tokens
+from models.identity.principals import Principal
+from models.identity.tokens import Tokens
 
 _SCHEME = b"bearer "
 

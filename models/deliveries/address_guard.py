@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
-from models.address_ranges import IpAddress, is_reachable
+from models.deliveries.address_ranges import IpAddress, is_reachable
 from models.errors import Detail, Invalid, Transient
 
 MAX_URL_LENGTH = 2048

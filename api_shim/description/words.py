@@ -1,6 +1,6 @@
 """Words for OpenAPI that several routes share: headers, query parameters, answers. No behaviour."""
 
-from api_shim.router import Answer, JsonSchema, Parameter
+from api_shim.web.router import Answer, JsonSchema, Parameter
 from models.job import JobState, Operation, Priority
 
 _UUID = {"type": "string", "format": "uuid"}

@@ -4,21 +4,23 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from api_shim import descriptions, outcomes, query, request_headers
 from api_shim.announcing import JobAnnouncer
-from api_shim.batcher import Batcher
-from api_shim.http import Request, Response, json_response
-from api_shim.outcomes import BASE, NO_STORE
-from api_shim.router import Answer, Route
-from api_shim.threads import Threads
+from api_shim.description import words
+from api_shim.routes import outcomes
+from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.waiters import Waiters
+from api_shim.web import query, request_headers
+from api_shim.web.batcher import Batcher
+from api_shim.web.http import Request, Response, json_response
+from api_shim.web.router import Answer, Route
+from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
 from models.errors import Gone, NotFound
+from models.identity.principals import Principal
 from models.ids import created_at, parse_id
 from models.job import Job, JobState
 from models.ledger import JobQuery, Ledger
-from models.principals import Principal
 
 RETENTION = timedelta(days=30)
 """How long a final job is kept at least; one older than this and not found is gone, not unknown."""
@@ -162,11 +164,11 @@ class Jobs:
             tag="jobs",
             permission="own, admin: all",
             parameters=(
-                descriptions.JOB_STATE,
-                descriptions.JOB_RESOURCE,
-                descriptions.JOB_RESOURCE_ID,
-                descriptions.LIMIT,
-                descriptions.CURSOR,
+                words.JOB_STATE,
+                words.JOB_RESOURCE,
+                words.JOB_RESOURCE_ID,
+                words.LIMIT,
+                words.CURSOR,
             ),
             answers={200: Answer("One page", "JobPage", ("Cache-Control",))},
         )
@@ -178,7 +180,7 @@ class Jobs:
             summary="Poll a job; with Prefer: wait and If-None-Match, long-poll it",
             tag="jobs",
             permission="own, admin: all",
-            parameters=(descriptions.PREFER, descriptions.IF_NONE_MATCH),
+            parameters=(words.PREFER, words.IF_NONE_MATCH),
             answers={200: job, 304: Answer("It has not changed", None, ("ETag", "Retry-After"))},
             errors=(404, 410),
         )
@@ -190,7 +192,7 @@ class Jobs:
             summary="The job's outcome, as a synchronous API would have said it",
             tag="jobs",
             permission="own, admin: all",
-            parameters=(descriptions.PREFER,),
+            parameters=(words.PREFER,),
             answers={
                 200: Answer("Replaced, changed or read: the instance", "Instance", ("ETag", "Cache-Control")),
                 201: Answer("Created: the instance", "Instance", ("ETag", "Location", "Cache-Control")),

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from api_shim.http import Header
+from api_shim.web.http import Header
 from models.errors import Invalid
 from models.job import to_json
 from models.metrics import INVALID_REQUESTS

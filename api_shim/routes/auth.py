@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 from pydantic import Field, ValidationError
 
-from api_shim.http import JSON, Request, Response, json_response
-from api_shim.outcomes import NO_STORE
-from api_shim.router import Answer, Route
-from api_shim.threads import Threads
+from api_shim.routes.outcomes import NO_STORE
+from api_shim.web.http import JSON, Request, Response, json_response
+from api_shim.web.router import Answer, Route
+from api_shim.web.threads import Threads
 from models import strict_json
 from models.database import Database
 from models.errors import Unauthorized
-from models.principals import Principal
+from models.identity.principals import Principal
+from models.identity.tokens import Tokens
+from models.identity.users import Users, password_matches
 from models.schema import Schema, refusal
-from models.tokens import Tokens
-from models.users import Users, password_matches
 
 _MAX_LOGIN_BYTES = 8 * 1024
 

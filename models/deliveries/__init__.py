@@ -1,0 +1,1 @@
+"""How outcomes leave: the outbox, callback endpoints, the rules of sending. Sends nothing itself."""
