@@ -98,7 +98,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         for room in (intake, polls, loads, waiters, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
-    app = App(Router(routes), Authentication(container.tokens), on_stop=[stop])
+    app = App(Router(routes), [Authentication(container.tokens)], on_stop=[stop])
     return Edge(app, health, waiters)
 
 

@@ -11,6 +11,7 @@ from models.database import Database
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
 from models.identity.keys import derived_key, load_jwk_set
+from models.identity.sealing import Sealer, sealing_keys
 from models.identity.tokens import Tokens
 from models.identity.users import Users
 from models.intake import Intake
@@ -76,6 +77,14 @@ class Container:
     def tokens(self) -> Tokens:
         """Access tokens."""
         return Tokens(load_jwk_set(self.settings))
+
+    @cached_property
+    def sealer(self) -> Sealer:
+        """Secrets at rest."""
+        given = self.settings.sealing_keys
+        keys = sealing_keys(given.get_secret_value()) if given is not None else {}
+        # The data directory's own key comes last: what it sealed before keys were set still opens.
+        return Sealer({**keys, "own": self.key("sealing")})
 
     @cached_property
     def retry_policy(self) -> RetryPolicy:

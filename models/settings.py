@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     admin_email: str = Field("admin@waybill.local", description="the first admin")
     admin_password: SecretStr | None = Field(None, description="else generated and shown once")
     jwt_keys: SecretStr | None = Field(None, description="a JWK set (JSON); the first key signs")
+    sealing_keys: SecretStr | None = Field(
+        None, description="id:base64, comma-separated; the first seals secrets at rest"
+    )
     rate_limits: Literal["on", "off"] = Field("on", description="off for load tests")
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(

@@ -10,10 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from api_shim.description.docs_page import page
 from api_shim.description.words import RESPONSE_HEADERS
-from api_shim.routes.auth import LoggedIn, Login
-from api_shim.routes.callback_endpoints import EndpointCreated, EndpointRead, NewEndpoint
 from api_shim.web.http import Request, Response, json_response
-from api_shim.web.router import Answer, Route
+from api_shim.web.router import Answer, Described, Route
 from models.errors import PROBLEM_MEDIA_TYPE, Refusal
 from models.job import JobState, Operation, Priority
 from models.registry import Registry
@@ -98,13 +96,6 @@ _PLAIN: dict[str, Any] = {
     },
     "OpenApi": {"type": "object"},
     "AsyncApi": {"type": "object"},
-}
-_MODELS: dict[str, type[BaseModel]] = {
-    "Login": Login,
-    "LoggedIn": LoggedIn,
-    "NewEndpoint": NewEndpoint,
-    "EndpointRead": EndpointRead,
-    "EndpointCreated": EndpointCreated,
 }
 _HEADER_SCHEMAS = {"Retry-After": {"type": "integer"}}
 
@@ -202,7 +193,7 @@ def describe(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
         "security": [{"bearer": []}],
         "paths": paths,
         "components": {
-            "schemas": _schemas(registry),
+            "schemas": _schemas(routes, registry),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -221,7 +212,7 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.is_public:
         operation["security"] = []
     if route.body:
-        content = {media: {"schema": {"$ref": _COMPONENTS + name}} for media, name in route.body.items()}
+        content = {media: {"schema": _reference(one)} for media, one in route.body.items()}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
@@ -254,7 +245,7 @@ def _responses(route: Route) -> dict[str, Any]:
             "headers": _headers(*answer.headers, "X-Request-ID"),
         }
         if answer.schema is not None:
-            response["content"] = {answer.media_type: {"schema": {"$ref": _COMPONENTS + answer.schema}}}
+            response["content"] = {answer.media_type: {"schema": _reference(answer.schema)}}
     for status in sorted({400, 500, 503, *route.errors, *(() if route.is_public else (401, 403))}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
@@ -278,13 +269,21 @@ def _headers(*names: str) -> dict[str, Any]:
 # ---- schemas ---------------------------------------------------------------------------
 
 
-def _schemas(registry: Registry) -> dict[str, Any]:
-    """Every component, under the names that routes use."""
+def _reference(described: Described) -> dict[str, Any]:
+    return {"$ref": _COMPONENTS + (described if isinstance(described, str) else described.__name__)}
+
+
+def _schemas(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
+    """Every component, under the names that routes use; the models that routes name among them."""
     schemas = dict(_PLAIN)
-    for name, model in _MODELS.items():
-        _add(schemas, name, model, "serialization" if name in _READ else "validation")
+    for route in routes:
+        for model in route.body.values():
+            if not isinstance(model, str):
+                _add(schemas, model.__name__, model, "validation")
+        for answer in route.answers.values():
+            if answer.schema is not None and not isinstance(answer.schema, str):
+                _add(schemas, answer.schema.__name__, answer.schema, "serialization")
     schemas["JobPage"] = _page_of("Job")
-    schemas["EndpointPage"] = _page_of("EndpointRead")
     for resource in registry:
         name = resource.type.name
         _add(schemas, f"{name}.Create", resource.type.create, "validation")
@@ -296,9 +295,6 @@ def _schemas(registry: Registry) -> dict[str, Any]:
         schemas[f"{name}.Patch"] = _patch_of(schemas[f"{name}.Update"])
         schemas[f"{name}.Page"] = _page_of(f"{name}.Read")
     return schemas
-
-
-_READ = {"LoggedIn", "EndpointRead", "EndpointCreated"}
 
 
 def _add(schemas: dict[str, Any], name: str, model: type[BaseModel], mode: Any) -> None:

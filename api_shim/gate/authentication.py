@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from api_shim.web.http import Request
+from api_shim.web.router import Route
 from models.errors import Unauthorized
 from models.identity.principals import Principal
 from models.identity.tokens import Tokens
@@ -29,6 +30,11 @@ class Authentication:
         self._capacity = capacity
         self._now = now
         self._remembered: dict[bytes, tuple[Principal, float]] = {}
+
+    async def __call__(self, request: Request, route: Route) -> None:
+        """The gate: tells the request who asks, where the route wants to know."""
+        if not route.is_public:
+            request.principal = self.principal_of(request)
 
     def principal_of(self, request: Request) -> Principal:
         """Who asks.

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError
 
 from api_shim.routes.outcomes import NO_STORE
 from api_shim.web.http import JSON, Request, Response, json_response
-from api_shim.web.router import Answer, Route
+from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models import strict_json
 from models.database import Database
@@ -87,11 +87,12 @@ class Auth:
             path="/auth/login",
             handle=self.login,
             operation_id="login",
+            limit=Limit.LOGIN,
             summary="Log in: an access token for an email and its password",
             tag="auth",
             is_public=True,
-            body={"application/json": "Login"},
-            answers={200: Answer("Logged in", "LoggedIn", ("Cache-Control",))},
+            body={"application/json": Login},
+            answers={200: Answer("Logged in", LoggedIn, ("Cache-Control",))},
             errors=(401, 413, 415),
         )
         yield Route(

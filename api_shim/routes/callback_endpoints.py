@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.web.http import JSON, Request, Response, json_response
-from api_shim.web.router import Answer, Route
+from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models import strict_json
 from models.database import Database
@@ -52,6 +52,13 @@ class EndpointCreated(EndpointRead):
     """A registered endpoint with its secret, shown this once."""
 
     secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+
+
+class EndpointPage(Schema):
+    """Endpoints, oldest first."""
+
+    items: list[EndpointRead]
+    next_cursor: str | None = Field(description="null on the last page")
 
 
 class CallbackEndpointRoutes:
@@ -132,8 +139,9 @@ class CallbackEndpointRoutes:
             summary="Register a receiver of outcomes; its secret is shown this once",
             tag="callbacks",
             permission="own",
-            body={"application/json": "NewEndpoint"},
-            answers={201: Answer("Registered", "EndpointCreated", ("Location", "Cache-Control"))},
+            limit=Limit.CONTROL,
+            body={"application/json": NewEndpoint},
+            answers={201: Answer("Registered", EndpointCreated, ("Location", "Cache-Control"))},
             errors=(413, 415),
         )
         yield Route(
@@ -144,7 +152,8 @@ class CallbackEndpointRoutes:
             summary="List your receivers",
             tag="callbacks",
             permission="own",
-            answers={200: Answer("All of them", "EndpointPage", ("Cache-Control",))},
+            limit=Limit.CONTROL,
+            answers={200: Answer("All of them", EndpointPage, ("Cache-Control",))},
         )
         yield Route(
             method="DELETE",
@@ -154,6 +163,7 @@ class CallbackEndpointRoutes:
             summary="Remove a receiver",
             tag="callbacks",
             permission="own",
+            limit=Limit.CONTROL,
             answers={204: Answer("Removed")},
             errors=(404,),
         )

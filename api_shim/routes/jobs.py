@@ -12,7 +12,7 @@ from api_shim.waiters import Waiters
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
-from api_shim.web.router import Answer, Route
+from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
@@ -163,6 +163,7 @@ class Jobs:
             summary="List jobs, newest first",
             tag="jobs",
             permission="own, admin: all",
+            limit=Limit.JOBS,
             parameters=(
                 words.JOB_STATE,
                 words.JOB_RESOURCE,
@@ -180,6 +181,7 @@ class Jobs:
             summary="Poll a job; with Prefer: wait and If-None-Match, long-poll it",
             tag="jobs",
             permission="own, admin: all",
+            limit=Limit.JOBS,
             parameters=(words.PREFER, words.IF_NONE_MATCH),
             answers={200: job, 304: Answer("It has not changed", None, ("ETag", "Retry-After"))},
             errors=(404, 410),
@@ -192,6 +194,7 @@ class Jobs:
             summary="The job's outcome, as a synchronous API would have said it",
             tag="jobs",
             permission="own, admin: all",
+            limit=Limit.JOBS,
             parameters=(words.PREFER,),
             answers={
                 200: Answer("Replaced, changed or read: the instance", "Instance", ("ETag", "Cache-Control")),
@@ -209,6 +212,7 @@ class Jobs:
             summary="Withdraw a job that is not final",
             tag="jobs",
             permission="own, admin: all",
+            limit=Limit.CONTROL,
             answers={200: Answer("Cancelled: the job", "Job", ("ETag", "Cache-Control"))},
             errors=(404, 409, 410),
         )

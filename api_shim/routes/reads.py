@@ -15,7 +15,7 @@ from api_shim.waiters import Waiters
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
-from api_shim.web.router import Answer, Parameter, Route
+from api_shim.web.router import Answer, Limit, Parameter, Route
 from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
@@ -181,6 +181,7 @@ class Reads:
                 summary=f"List {name}",
                 tag=name,
                 permission=f"{name}:read",
+                limit=Limit.LIST,
                 parameters=_list_parameters(resource),
                 answers={200: Answer("One page", f"{name}.Page", ("Cache-Control",))},
             )
@@ -192,6 +193,7 @@ class Reads:
                 summary=f"Read one of {name}",
                 tag=name,
                 permission=f"{name}:read",
+                limit=Limit.READ,
                 parameters=(
                     words.MIN_VERSION,
                     words.IF_NONE_MATCH,

@@ -11,7 +11,7 @@ from api_shim.routes.submissions import read_wish
 from api_shim.waiters import Waiters
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import JSON, MERGE_PATCH, Header, Request, Response
-from api_shim.web.router import Route
+from api_shim.web.router import Limit, Route
 from models.errors import Refusal
 from models.intake import Answer, Intake, Receipt
 from models.job import Door, JobState, Operation, Priority, Submission
@@ -86,6 +86,7 @@ class Writes:
             summary=f"{verb} one of {name}, as a job",
             tag=name,
             permission=f"{name}:{operation.action}",
+            limit=Limit.DELETE if operation is Operation.DELETE else Limit.WRITE,
             parameters=WRITE_HEADERS[operation],
             body=dict.fromkeys(sorted(media_types), f"{name}.{schema}"),
             answers=write_answers(operation, f"{name}.Read"),

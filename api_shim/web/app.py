@@ -1,17 +1,33 @@
-"""The ASGI application: finds the route, answers every error the same way, measures. No business."""
+"""The ASGI application: finds the route, passes its gates, answers every error the same way, measures.
 
+::
+
+    route ─▶ gates (who asks, how often, is there room) ─▶ query ─▶ handler ─▶ answer
+"""
+
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
-from api_shim.gate.authentication import Authentication
-from api_shim.web.http import Disconnected, Header, Receive, Request, Response, Scope, Send, problem_response
+from api_shim.web.http import (
+    Disconnected,
+    Header,
+    Receive,
+    Request,
+    Response,
+    Scope,
+    Send,
+    StreamResponse,
+    problem_response,
+)
 from api_shim.web.protocol import write_whole
-from api_shim.web.router import Router
+from api_shim.web.router import Route, Router
 from models.errors import (
     Contention,
     DatabaseUnavailable,
@@ -27,6 +43,8 @@ from models.log import REQUEST_ID
 from models.metrics import HTTP_REQUEST_SECONDS
 
 Hook = Callable[[], Awaitable[None]]
+Gate = Callable[[Request, Route], Awaitable[None]]
+"""Lets a request pass, or raises a :class:`~models.errors.Refusal`; may add ``request.answer_headers``."""
 
 _log = logging.getLogger("waybill.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
@@ -41,7 +59,7 @@ class App:
 
     Args:
         router: Every route.
-        authentication: Tells who asks, where a route wants to know.
+        gates: What a request passes before its handler, in this order.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
     """
@@ -49,13 +67,13 @@ class App:
     def __init__(
         self,
         router: Router,
-        authentication: Authentication,
+        gates: Sequence[Gate] = (),
         *,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
-        self._authentication = authentication
+        self._gates = tuple(gates)
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
         self._timers: dict[tuple[str, str, int], Histogram] = {}
@@ -78,8 +96,8 @@ class App:
         try:
             route, request.parameters = self.router.find(request.method, request.path)
             path = route.path
-            if not route.is_public:
-                request.principal = self._authentication.principal_of(request)
+            for gate in self._gates:
+                await gate(request, route)
             request.take_query(route.query)
             response = await route.handle(request)
         except Refusal as refusal:
@@ -91,15 +109,34 @@ class App:
         except Exception:
             _log.exception("a request failed", extra={"method": request.method, "route": path})
             response = problem_response(internal_problem(request.id))
+        headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id), *_ALWAYS]
+        if isinstance(response, StreamResponse):
+            await self._stream(response, headers, request, send)
+        else:
+            await self._answer(response, headers, send)
+        self._record(path, request.method, response, time.perf_counter() - began)
+
+    async def _answer(self, response: Response, headers: list[Header], send: Send) -> None:
         body = response.body
-        headers = [*response.headers, (b"x-request-id", request_id), *_ALWAYS]
         if response.status not in _WITHOUT_LENGTH:
             headers.append((b"content-length", b"%d" % len(body)))
         # What closes the connection, uvicorn must see for itself.
         if _CLOSE in response.headers or not write_whole(send, response.status, headers, body):
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
-        self._record(path, request.method, response, time.perf_counter() - began)
+
+    async def _stream(
+        self, response: StreamResponse, headers: list[Header], request: Request, send: Send
+    ) -> None:
+        """Send chunk after chunk; stop at once where the caller leaves."""
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        sending = asyncio.ensure_future(_send_chunks(response, request.method, send))
+        leaving = asyncio.ensure_future(request.gone())
+        await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        for task in (sending, leaving):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     def _record(self, path: str, method: str, response: Response, seconds: float) -> None:
         if path == _UNROUTED:
@@ -132,6 +169,19 @@ class App:
             await send({"type": f"lifespan.{phase}.complete"})
             if not is_start:
                 return
+
+
+async def _send_chunks(response: StreamResponse, method: str, send: Send) -> None:
+    try:
+        if method != "HEAD":
+            async for chunk in response.chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    except Exception:
+        _log.exception("a stream broke off")
+    finally:
+        if isinstance(response.chunks, AsyncGenerator):
+            await response.chunks.aclose()
 
 
 def _refused(refusal: Refusal, request: Request) -> Response:

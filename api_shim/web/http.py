@@ -5,7 +5,7 @@ Starlette and 34,600 with bare ASGI. What is needed of a framework here is these
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -42,6 +42,7 @@ class Request:
         query: The query's parameters, once the route has said which it takes.
         id: The request id: the caller's, or a fresh one.
         principal: Who asks; set before the handler of a route that wants to know.
+        answer_headers: Sent with the answer, whatever it is; for what a gate has to say.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Request:
         "_has_repeated_headers",
         "_headers",
         "_receive",
+        "answer_headers",
         "id",
         "method",
         "parameters",
@@ -67,6 +69,7 @@ class Request:
         self.parameters: Mapping[str, str] = _NOTHING
         self.query: Mapping[str, str] = _NOTHING
         self.id = ""
+        self.answer_headers: list[Header] = []
         self._given: list[Header] = scope["headers"]
         self._headers: dict[bytes, bytes] | None = None
         self._has_repeated_headers = False
@@ -143,6 +146,11 @@ class Request:
             return body
         return await self._rest_of(bytearray(body), limit)
 
+    async def gone(self) -> None:
+        """Come back when the client has gone away. Only once the body has been read, or there is none."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     async def _rest_of(self, body: bytearray, limit: int) -> bytes:
         more = True
         while more:
@@ -176,6 +184,22 @@ class Response:
         self.status = status
         self.body = body
         self.headers: list[Header] = list(headers)
+
+
+class StreamResponse(Response):
+    """An answer that is sent as it comes into being, until ``chunks`` ends or the caller leaves.
+
+    Args:
+        status: HTTP status code.
+        chunks: Parts of the body; closed (``aclose``) also where the caller leaves early.
+        headers: Lower-case names.
+    """
+
+    __slots__ = ("chunks",)
+
+    def __init__(self, status: int, chunks: AsyncIterator[bytes], headers: Iterable[Header] = ()) -> None:
+        super().__init__(status, b"", headers)
+        self.chunks = chunks
 
 
 def json_response(status: int, document: Any, headers: Iterable[Header] = ()) -> Response:

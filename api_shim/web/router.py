@@ -2,14 +2,32 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 from urllib.parse import unquote
+
+from pydantic import BaseModel
 
 from api_shim.web.http import Request, Response
 from models.errors import MethodNotAllowed, NotFound
 
 Handler = Callable[[Request], Awaitable[Response]]
 JsonSchema = Mapping[str, Any]
+Described = str | type[BaseModel]
+"""A body as OpenAPI describes it: the name of a component schema, or the model that becomes one."""
+
+
+class Limit(StrEnum):
+    """Which quota a route draws on, as the contract has them. Set by name in a setting: never renamed."""
+
+    LIST = "list"
+    READ = "read"
+    WRITE = "write"
+    DELETE = "delete"
+    BULK = "bulk"
+    JOBS = "jobs"
+    CONTROL = "control"
+    LOGIN = "login"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +45,12 @@ class Answer:
     """One documented answer.
 
     Attributes:
-        schema: Name of a component schema; None where there is no body.
-        headers: Names of response headers, described in ``openapi.py``.
+        schema: Of the body; None where there is none.
+        headers: Names of response headers, described in ``words.py``.
     """
 
     description: str
-    schema: str | None = None
+    schema: Described | None = None
     headers: tuple[str, ...] = ()
     media_type: str = "application/json"
 
@@ -45,7 +63,8 @@ class Route:
         path: Literal segments and ``{parameter}`` ones.
         is_public: Needs no token.
         permission: ``resource:action``, or who may (``own``, ``admin``); documentation, and never the check.
-        body: Component schema of the request body, by media type.
+        limit: The quota that it draws on; None for none.
+        body: Schema of the request body, by media type.
         errors: Statuses of the problems that it may answer, beyond those every route has.
     """
 
@@ -57,8 +76,9 @@ class Route:
     tag: str
     is_public: bool = False
     permission: str | None = None
+    limit: Limit | None = None
     parameters: tuple[Parameter, ...] = ()
-    body: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Described] = field(default_factory=dict)
     answers: Mapping[int, Answer] = field(default_factory=dict)
     errors: tuple[int, ...] = ()
     query: frozenset[str] = frozenset()

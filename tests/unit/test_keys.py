@@ -10,8 +10,8 @@ from threading import Barrier
 
 import pytest
 
-from models.identity import keys
 from models.errors import ConfigurationError
+from models.identity import keys
 from models.identity.keys import derived_key, load_jwk_set
 from models.settings import Settings
 
