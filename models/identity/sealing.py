@@ -51,15 +51,13 @@ class Sealer:
         """The secret.
 
         Raises:
-            Unsealable: It was not sealed by us for ``purpose``, or its key is gone. The message holds no secret.
+            Unsealable: Not sealed by us for ``purpose``, or its key is gone. The message holds no secret.
         """
         version, _, rest = sealed.partition(".")
         key_id, _, text = rest.partition(".")
         cipher = self._ciphers.get(key_id)
         if version != _VERSION or cipher is None:
-            raise Unsealable(
-                f"a secret is sealed under a key that is not in WAYBILL_SEALING_KEYS ({purpose})"
-            )
+            raise Unsealable(f"a secret is sealed under a key not in WAYBILL_SEALING_KEYS ({purpose})")
         try:
             raw = base64.b64decode(text, altchars=b"-_", validate=True)
             return cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], purpose.encode()).decode()
