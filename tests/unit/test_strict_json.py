@@ -127,3 +127,130 @@ def test_no_spelling_hides_a_member_that_comes_twice(document: dict[str, Any], d
     body = json.dumps(document)[:-1] + f', "{spelled}": {twin}' + "}"
     with pytest.raises(Invalid):
         strict_json.parse(body.encode())
+
+
+# ---- the fast reading against a slow one -----------------------------------------------
+
+
+def _slow_depth(body: bytes) -> int:
+    """The deepest nesting, byte by byte."""
+    deepest, depth, in_string, escaped = 0, 0, False, False
+    for byte in body:
+        if in_string:
+            in_string = escaped or byte != 0x22
+            escaped = not escaped and byte == 0x5C
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _slow_reading(body: bytes) -> Any:
+    """The value, or ValueError: the standard library with every rule checked on what it hands over."""
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, _ in pairs:
+            text(name)
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("twice")
+        return dict(pairs)
+
+    def text(value: str) -> None:
+        if "\x00" in value:
+            raise ValueError("NUL")
+        value.encode()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, str):
+            text(value)
+        elif isinstance(value, float):
+            if abs(value) == float("inf") or value != value:
+                raise ValueError("not finite")
+        elif isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise ValueError("beyond 64 bits")
+        elif isinstance(value, list | dict):
+            for inner in value.values() if isinstance(value, dict) else value:
+                walk(inner)
+
+    if _slow_depth(body) > 100:
+        raise ValueError("deep")
+    value = json.loads(body.decode(), object_pairs_hook=members)
+    walk(value)
+    return value
+
+
+pieces = st.sampled_from(
+    [
+        *'[]{}":,\\',
+        '"a"',
+        '"a":',
+        '{"a":1',
+        "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+        "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",
+        *('"\\\\"', '"\\""', '"[{"', '"]\\\\\\""', '"\\u003a"', '"\\u0061"', '"\\ud83d\\ude00"', '"\\ud83d"'),
+        *(
+            "0",
+            "-1",
+            "1.5e3",
+            "1e400",
+            "0.12345678901234567890",
+            "9223372036854775807",
+            "9223372036854775808",
+        ),
+        *("-9223372036854775808", "18446744073709551616", "123456789012345678901234567890.5", "1e20", "null"),
+    ]
+)
+fragments = st.lists(pieces, max_size=30).map("".join)
+values = st.recursive(
+    st.sampled_from(
+        ['"\\\\"', '"\\""', '"[{"', '"\\u003a"', '"\\u0061"', '"\\ud800"', '"4111111111111111"', "true", '""']
+    )
+    | st.sampled_from(["1", "1e400", "0.12345678901234567890", "9223372036854775808", "-9223372036854775809"])
+    | st.sampled_from(["12345678901234567", "18446744073709551616", "1e20", "1234567890123456789e9", "-0"]),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda some: f"[{','.join(some)}]")
+        | st.lists(st.tuples(st.sampled_from(['"a"', '"\\u0061"', '"b:"', '"["']), inner), max_size=3).map(
+            lambda some: "{" + ",".join(f"{name}:{value}" for name, value in some) + "}"
+        )
+        | st.tuples(inner, st.integers(1, 120)).map(lambda deep: "[" * deep[1] + deep[0] + "]" * deep[1])
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.one_of(fragments, values))
+@example("[" * 99 + '"]\\\\"' + ',"["' + "]" * 99)
+@example('[{"a":' * 51 + "1" + "}]" * 51)
+def test_fast_and_slow_reading_agree(text: str) -> None:
+    body = text.encode()
+    try:
+        expected = _slow_reading(body)
+    except (ValueError, RecursionError):
+        with pytest.raises(Invalid):
+            strict_json.parse(body)
+    else:
+        assert json.dumps(strict_json.parse(body)) == json.dumps(expected)
+
+
+@given(st.lists(st.sampled_from(["[", "{", "}", "]", '""', '"]"', '"\\\\"', '"\\"["', "1"]), max_size=400))
+@example(["["] * 100 + ["]"] * 100 + ["["] * 100)
+@example(["["] * 101)
+def test_depth_is_counted_as_byte_by_byte(pieces: list[str]) -> None:
+    body = "".join(pieces).encode() + b"[]" * 60
+    if _slow_depth(body) > 100:
+        with pytest.raises(Invalid, match="deeper"):
+            strict_json._check_depth(body)
+    else:
+        strict_json._check_depth(body)
+
+
+def test_depth_is_counted_across_the_parts_that_are_read_at_once() -> None:
+    flat = b"[]" * strict_json._STEPS_AT_ONCE
+    strict_json._check_depth(b"[" * 99 + flat + b"]" * 99)
+    with pytest.raises(Invalid, match="deeper"):
+        strict_json._check_depth(b"[" * 100 + flat + b"]" * 100)
