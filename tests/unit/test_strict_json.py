@@ -240,6 +240,8 @@ def test_fast_and_slow_reading_agree(text: str) -> None:
 @given(st.lists(st.sampled_from(["[", "{", "}", "]", '""', '"]"', '"\\\\"', '"\\"["', "1"]), max_size=400))
 @example(["["] * 100 + ["]"] * 100 + ["["] * 100)
 @example(["["] * 101)
+@example(["["] * 100 + ['"\\"["'] + ["]"] * 100)
+@example(["["] * 100 + ['"\\\\"', "[", '"\\\\"'])
 def test_depth_is_counted_as_byte_by_byte(pieces: list[str]) -> None:
     body = "".join(pieces).encode() + b"[]" * 60
     if _slow_depth(body) > 100:
