@@ -210,11 +210,15 @@ def _by_schema(target: Target) -> Property:
 
     def check(case: Any) -> None:
         (case.query or {}).pop("cursor", None)  # signed: no schema tells a right one
-        case.call_and_validate(
-            base_url=f"http://127.0.0.1:{target.port}",
-            headers={"Authorization": f"Bearer {target.tokens['user']}"},
-            timeout=40,
-        )
+        url = f"http://127.0.0.1:{target.port}"
+        token = {"Authorization": f"Bearer {target.tokens['user']}"}
+        response = case.call(base_url=url, headers=token, timeout=40)
+        try:
+            case.validate_response(response, headers=token, transport_kwargs={"base_url": url})
+        except BaseExceptionGroup as group:
+            raise AssertionError(
+                f"{case.as_curl_command()} → {response.status_code} {response.text[:300]}: {_reasons(group)}"
+            ) from None
 
     return Property("schema", cases, check)
 
