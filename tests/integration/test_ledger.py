@@ -280,11 +280,52 @@ def test_commit_that_succeeded_unheard_is_found_by_looking_up(platform: Platform
     assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 2
 
 
-def test_commit_that_never_happened_is_told_as_such(platform: Platform) -> None:
-    with connection_lost_at_commit(platform, is_committed=False), pytest.raises(DatabaseUnavailable):
-        platform.intake.accept([platform.create(), keyed(platform)])
+def test_commit_that_certainly_never_happened_is_made_once_more(platform: Platform) -> None:
+    batch = [platform.create(), keyed(platform)]
+    with connection_lost_at_commit(platform, is_committed=False):
+        answers = platform.intake.accept(batch)
+    assert [receipt(one).job.id for one in answers] == [one.job_id for one in batch]
+    assert not any(receipt(one).is_replay for one in answers)
+    assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 2
+
+
+@contextmanager
+def connections_lost_before_commit(platform: Platform, times: int) -> Iterator[list[int]]:
+    """The server ends the session of the next ``times`` acceptances, in the midst of their transaction."""
+    accept, lost = platform.ledger.accept, list[int]()
+
+    def lose(connection: Connection, batch: Any) -> Any:
+        added = accept(connection, batch)
+        if len(lost) < times:
+            raw: Any = connection.connection.driver_connection
+            lost.append(raw.info.backend_pid)
+            platform.rows("SELECT pg_terminate_backend(:pid, 5000)", pid=lost[-1])
+            connection.execute(text("SELECT 1"))
+        return added
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform.ledger, "accept", lose)
+        yield lost
+
+
+def test_connection_lost_before_commit_is_noticed_by_nobody(platform: Platform) -> None:
+    with connections_lost_before_commit(platform, times=1) as lost:
+        answers = platform.intake.accept([platform.create(), keyed(platform)])
+    assert len(lost) == 1
+    assert [receipt(one).is_replay for one in answers] == [False, False]
+    assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 2
+
+
+def test_connection_is_retried_once_and_not_for_ever(platform: Platform) -> None:
+    with connections_lost_before_commit(platform, times=5) as lost, pytest.raises(DatabaseUnavailable):
+        platform.intake.accept([platform.create()])
+    assert len(lost) == 2
     assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 0
-    assert not receipt(platform.intake.accept([keyed(platform)])[0]).is_replay
+
+
+def test_transaction_that_a_crash_forgot_is_not_under_way(platform: Platform) -> None:
+    with platform.database.snapshot() as connection:
+        assert not platform.ledger.is_under_way(connection, 2**40)
 
 
 def test_commit_still_under_way_when_the_connection_was_lost_is_waited_for(
