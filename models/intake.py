@@ -154,11 +154,11 @@ class Intake:
             The answers, and the id of the transaction where it made jobs.
         """
         transaction_id: int | None = None
-        leaders: dict[_Key, Submission] = {}
+        leaders: dict[tuple[_Key, bytes], Submission] = {}
         for submission in batch:
             if submission.idempotency_key is not None:
-                leaders.setdefault(_key_of(submission), submission)
-        fresh = [one for one in batch if leaders.get(_key_of(one), one) is one]
+                leaders.setdefault((_key_of(submission), submission.fingerprint), submission)
+        fresh = [one for one in batch if leaders.get((_key_of(one), one.fingerprint), one) is one]
         answers = self._replays(connection, fresh)
         fresh = [one for one in fresh if one.job_id not in answers]
         refused = self._refusals(connection, fresh)
@@ -175,7 +175,7 @@ class Intake:
             transaction_id = added[fresh[0].job_id].transaction_id
         for one in batch:
             if one.job_id not in answers:
-                answers[one.job_id] = _followed(one, leaders[_key_of(one)], answers)
+                answers[one.job_id] = _followed(answers[leaders[_key_of(one), one.fingerprint].job_id])
         return answers, transaction_id
 
     # ---- idempotency keys --------------------------------------------------------------
@@ -199,7 +199,10 @@ class Intake:
         return answers
 
     def _losers_of_keys(self, connection: Connection, batch: Iterable[Submission]) -> list[Submission]:
-        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost."""
+        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost.
+
+        Of two requests under one key the earlier one wins.
+        """
         keyed = sorted((one for one in batch if one.idempotency_key is not None), key=_key_of)
         if not keyed:
             return []
@@ -306,14 +309,9 @@ def _refusal_by(resource: Resource, one: Submission, owner_id: UUID, version: in
     return None
 
 
-def _followed(one: Submission, leader: Submission, answers: Answers) -> Answer:
-    """The answer to a submission whose key was first used by ``leader``, in the same batch."""
-    answer = answers[leader.job_id]
-    if isinstance(answer, Receipt):
-        return (
-            Receipt(answer.job, is_replay=True) if one.fingerprint == leader.fingerprint else _OTHER_REQUEST
-        )
-    return answer
+def _followed(answer: Answer) -> Answer:
+    """The answer to a request that came twice in a batch, from that to the first."""
+    return Receipt(answer.job, is_replay=True) if isinstance(answer, Receipt) else answer
 
 
 _OTHER_REQUEST = Unprocessable("This Idempotency-Key was used with another request")

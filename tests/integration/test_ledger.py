@@ -128,6 +128,24 @@ def test_twins_in_one_batch_are_one_job(platform: Platform) -> None:
     assert not receipt(answers[3]).is_replay
 
 
+def test_request_is_not_answered_with_what_another_one_of_its_key_is_refused_for(platform: Platform) -> None:
+    (job,) = platform.accept(keyed(platform))
+    other, same = keyed(platform, fingerprint=b"other"), keyed(platform)
+    answers = platform.intake.accept([other, same])
+    assert isinstance(answers[0], Unprocessable)
+    assert (receipt(answers[1]).job.id, receipt(answers[1]).is_replay) == (job, True)
+
+
+def test_request_takes_the_key_that_a_refused_one_of_its_batch_left(platform: Platform) -> None:
+    refused = platform.submission(
+        Operation.DELETE, new_id(), idempotency_key="k", fingerprint=b"nothing is there"
+    )
+    first, second, twin = keyed(platform), keyed(platform, fingerprint=b"other"), keyed(platform)
+    answers = platform.intake.accept([refused, first, second, twin])
+    assert [type(one) for one in answers] == [NotFound, Receipt, Unprocessable, Receipt]
+    assert receipt(answers[3]).job.id == first.job_id
+
+
 def test_refused_request_does_not_use_up_its_key(platform: Platform) -> None:
     entity = new_id()
     again = [
