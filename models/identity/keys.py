@@ -47,6 +47,7 @@ def jwk_set_watch(settings: Settings) -> Callable[[], JwkSet | None]:
     if settings.jwt_keys is not None:
         return lambda: None
     path = _jwt_file(settings)
+    _kept(path, _new_jwk_set)
     seen = _mark(path)
 
     def changed() -> JwkSet | None:

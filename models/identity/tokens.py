@@ -27,7 +27,7 @@ _ALGORITHMS = {"OKP": "EdDSA", "oct": "HS256", "RSA": "RS256"}
 _LEAST_HS256_BYTES = 32
 _LEAST_RS256_BITS = 2048
 _HEADER_MEMBERS = frozenset({"alg", "kid", "typ"})
-"""Everything else (``crit``, ``jwk``, ``jku``, ``x5u``, ``b64`` …) would be an instruction, and we take none."""
+"""Everything else (``crit``, ``jwk``, ``jku``, ``x5u``, ``b64`` …) would be an instruction: we take none."""
 
 _REQUIRED = ["iss", "aud", "exp", "iat", "nbf", "jti", "sub"]
 _LEEWAY_SECONDS = 5
@@ -123,7 +123,7 @@ class Tokens:
             key = self._key(_header_of(token))
             claims: Mapping[str, Any] = jwt.decode(
                 token,
-                key.key,
+                _verifying(key),
                 algorithms=[key.algorithm_name],
                 issuer=ISSUER,
                 audience=AUDIENCE,
@@ -154,8 +154,7 @@ class Tokens:
         for kid, key in self._keys.items():
             if key.algorithm_name == "HS256":
                 continue
-            is_private = hasattr(key.key, "public_key")
-            public = key.Algorithm.to_jwk(key.key.public_key() if is_private else key.key, as_dict=True)
+            public = key.Algorithm.to_jwk(_verifying(key), as_dict=True)
             published.append({**public, "kid": kid, "alg": key.algorithm_name, "use": "sig"})
         return {"keys": published}
 
@@ -164,6 +163,11 @@ class Tokens:
         if kid not in self._keys:  # perhaps a neighbour has rotated the keys a moment ago
             self.reload()
         return self._keys[kid]
+
+
+def _verifying(key: jwt.PyJWK) -> Any:
+    """The half that verifies: the public one of a pair."""
+    return key.key.public_key() if hasattr(key.key, "public_key") else key.key
 
 
 def _header_of(token: str) -> Mapping[str, Any]:
