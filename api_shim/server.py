@@ -14,6 +14,7 @@ from api_shim.announcing import JobAnnouncer
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
+from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
@@ -81,6 +82,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     )
     routes: list[Route] = [
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
+        *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *Jobs(database, ledger, polls, threads, waiters, cursors, announcer).routes(),
         *CallbackEndpointRoutes(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -103,6 +103,11 @@ class Waiters:
             return await self._read(job.id) or job
         finally:
             self._forget(job.id, waiter)
+
+    async def wait_all(self, jobs: Iterable[Job], seconds: float) -> dict[UUID, Job]:
+        """All of ``jobs`` as they stand once every one is final, or after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        return {job.id: await self.wait(job, deadline - time.monotonic()) for job in jobs}
 
     async def next_change(self, seconds: float) -> None:
         """Come back when any job changed, or after ``seconds``."""
