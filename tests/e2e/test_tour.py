@@ -24,7 +24,7 @@ def said(full: Platform, receiver: WebhookReceiver, tmp_path_factory: pytest.Tem
     """What the shell printed, one string for each block."""
     blocks = readme.blocks(readme.section("A tour"), "sh")
     script = "\necho; echo ======\n".join(["set -euo pipefail", *blocks])
-    script = script.replace("https://receiver.example/hook", receiver.url())
+    script = script.replace("https://receiver.example/hook", receiver.url()).replace(".venv/bin/", "")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shell = subprocess.run(
         ["bash", "-c", script],
