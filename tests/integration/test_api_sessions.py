@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import jwt
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 
 from deploy.cli import waybill
+from models.container import Container
+from models.errors import Unauthorized
 from models.identity.principals import Role
 from models.identity.users import hash_password
 from models.ids import new_id
@@ -97,6 +100,27 @@ def test_twenty_refreshes_at_once_have_one_winner_and_the_session_lives(api: Api
     assert sorted(answer.status for answer in answers) == [200] + [401] * 19
     [winner] = [answer for answer in answers if answer.status == 200]
     assert refresh(api, winner.json["refreshToken"]).status == 200
+
+
+def test_one_of_many_connections_at_once_wins_a_refresh(api: Api, email: str) -> None:
+    # The API's few threads seldom meet; twenty connections that start together do.
+    container = Container(api.container.settings, role="race", pool_size=20)
+    start = Barrier(20)
+
+    def race(token: str) -> bool:
+        with container.database.snapshot():
+            start.wait()  # everybody has a connection
+        start.wait()
+        try:
+            container.sign_in.refresh(token)
+        except Unauthorized:
+            return False
+        return True
+
+    with ThreadPoolExecutor(20) as threads:
+        wins = [sum(threads.map(race, [log_in(api, email)["refreshToken"]] * 20)) for _ in range(5)]
+    container.close()
+    assert wins == [1] * 5
 
 
 def test_reuse_ends_the_whole_family(api: Api, email: str) -> None:
