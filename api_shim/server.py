@@ -18,7 +18,7 @@ from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
-from api_shim.routes.metrics import BacklogCollector, Metrics
+from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics
 from api_shim.routes.reads import Reads, load_batcher
 from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.waiters import Waiters
@@ -77,9 +77,11 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     waiters = Waiters(database, ledger, polls.call)
     cursors = Cursors(container.key("cursor"))
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
-    metrics = Metrics(
-        BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
+    gauges = (
+        BacklogCollector(database, ledger),
+        EdgeCollector(database, lambda: container.standings.active),
     )
+    metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),

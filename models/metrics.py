@@ -43,4 +43,10 @@ INVALID_REQUESTS = Counter(
     "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
 )
 
+REFUSALS = Counter("waybill_http_refusals_total", "Requests that were refused, by error", ["error"])
+
+DATABASE_SECONDS = Histogram(
+    "waybill_database_seconds", "Time of one database statement, the network included", buckets=_MILLISECONDS
+)
+
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
