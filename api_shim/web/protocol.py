@@ -5,6 +5,7 @@ arrive, and leaves a connection open that never says anything. All three are bou
 cost per request: a clock is noted, and one sweep a second looks for those who are late.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,10 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_REQUEST_SECONDS = 20.0
 """How long one request, head and body, may take to arrive."""
 
+STALLED_SECONDS = 30.0
+"""How long one piece of a stream may wait for a caller who does not read."""
+
+_GOODBYE_SECONDS = 0.2
 _TICKS_A_SWEEP = 10
 
 
@@ -122,6 +127,15 @@ def write_whole(send: Any, status: int, headers: Sequence[Header], body: bytes) 
     return True
 
 
+def cut_off(send: Any) -> None:
+    """Break the connection off, where ``send`` is uvicorn's: what was sent last was not the end."""
+    cycle = getattr(send, "__self__", None)
+    if type(cycle) is RequestResponseCycle:
+        cycle.disconnected = True
+        cycle.transport.abort()
+        cycle.message_event.set()
+
+
 class GuardedServer(Server):
     """uvicorn's server; it closes connections that are late, and tells when it begins to stop.
 
@@ -145,6 +159,7 @@ class GuardedServer(Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Readiness goes off and waiters go home first; then what runs is drained."""
+        """Readiness goes off, waiters go home and streams say goodbye first; then what runs is drained."""
         self._on_stopping()
+        await asyncio.sleep(_GOODBYE_SECONDS)
         await super().shutdown(sockets)

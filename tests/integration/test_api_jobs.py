@@ -154,7 +154,7 @@ def test_many_waiters_are_all_woken(api: Api) -> None:
     threads = [threading.Thread(target=wait, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(api.edge.waiters._waiting) == len(jobs), what="everybody waits")
+    wait_until(lambda: len(api.edge.hub.watches) == len(jobs), what="everybody waits")
     api.apply(*jobs)
     for thread in threads:
         thread.join(timeout=15)
