@@ -15,6 +15,7 @@ from api_shim.changes.hub import Hub
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
+from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
 from api_shim.routes.events import Events
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
@@ -85,6 +86,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
+        *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
         *Events(jobs.own, hub.watches, hub.audience, authentication).routes(),

@@ -23,6 +23,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "dead-letters": ("deploy.dead_letters_command:dead_letters", "Look at dead jobs and redrive them."),
     "bench": ("deploy.bench_command:bench", "Measure against named peers, from one run."),
     "chaos": ("deploy.chaos_command:chaos", "Break things on purpose and check that nothing is lost."),
+    "attack": ("deploy.attack_command:attack", "Attack a platform of its own, print how it refused."),
     "doctor": ("deploy.doctor_command:doctor", "Name every part, check it, say how to mend it."),
     "openapi": ("deploy.openapi_command:openapi", "Print the HTTP contract (OpenAPI)."),
     "asyncapi": ("deploy.asyncapi_command:asyncapi", "Print the AMQP contract (AsyncAPI)."),

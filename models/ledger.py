@@ -96,6 +96,8 @@ class JobQuery:
     state: str | None = None
     resource: str | None = None
     resource_id: UUID | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
     before: UUID | None = None
     limit: int = 20
 
@@ -266,11 +268,17 @@ class Ledger:
             "resource": query.resource,
             "resource_id": query.resource_id,
         }
-        wanted = {name: value for name, value in conditions.items() if value is not None}
+        wanted: dict[str, Any] = {name: value for name, value in conditions.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in wanted]
-        if query.before is not None:
-            clauses.append("id < :before")
-            wanted["before"] = query.before
+        bounds = {
+            "id < :before": query.before,
+            "created_at > :created_after": query.created_after,
+            "created_at < :created_before": query.created_before,
+        }
+        for clause, bound in bounds.items():
+            if bound is not None:
+                clauses.append(clause)
+                wanted[clause.rpartition(":")[2]] = bound
         where = " AND ".join(clauses) or "true"
         statement = text(f"SELECT {sql.JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT :limit")
         return [

@@ -16,6 +16,10 @@ MAX_DEPTH = 100
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _SUSPICIOUS_ESCAPE = re.compile(rb"\\u(?:0000|003[aA]|[dD][89a-fA-F])")
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEPS = bytes.maketrans(b"[{]}", b"\x02\x02\x00\x00")
+
 
 def _no_constant(name: str) -> NoReturn:
     raise Invalid(f"The number {name} is not finite")
@@ -119,26 +123,18 @@ def _is_vouched_for(body: bytes, value: Any) -> bool:
 
 
 def _check_depth(body: bytes) -> None:
-    """Refuse deep nesting before any parser recurses into it."""
+    """Refuse deep nesting before any parser recurses into it.
+
+    Strings are cut out first, then everything that is no bracket: what is left is counted.
+    """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    depth, in_string, escaped = 0, False, False
-    for byte in body:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in (0x5B, 0x7B):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise Invalid(f"The body is nested deeper than {MAX_DEPTH}")
-        elif byte in (0x5D, 0x7D):
-            depth -= 1
+    brackets = _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
+    depth = 0
+    for step in brackets:
+        depth += step - 1
+        if depth > MAX_DEPTH:
+            raise Invalid(f"The body is nested deeper than {MAX_DEPTH}")
 
 
 def _check_strings(value: Any) -> None:

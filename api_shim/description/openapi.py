@@ -75,6 +75,28 @@ _JOB = {
         "sequence": {"type": "integer", "description": "Number of its last change; its ETag."},
     },
 }  # fmt: skip
+_BULK_ANSWER = {
+    "type": "object",
+    "required": ["jobs"],
+    "properties": {
+        "jobs": {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {"$ref": _COMPONENTS + "Job"},
+                    {
+                        "type": "object",
+                        "required": ["index", "error"],
+                        "properties": {
+                            "index": {"type": "integer", "description": "place of the refused operation"},
+                            "error": {"$ref": _COMPONENTS + "Problem"},
+                        },
+                    },
+                ]
+            },
+        }
+    },
+}
 _PLAIN: dict[str, Any] = {
     "Problem": _PROBLEM,
     "Job": _JOB,
@@ -284,6 +306,7 @@ def _schemas(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
             if answer.schema is not None and not isinstance(answer.schema, str):
                 _add(schemas, answer.schema.__name__, answer.schema, "serialization")
     schemas["JobPage"] = _page_of("Job")
+    schemas["BulkAnswer"] = _BULK_ANSWER
     for resource in registry:
         name = resource.type.name
         _add(schemas, f"{name}.Create", resource.type.create, "validation")

@@ -60,6 +60,7 @@ WRITE_HEADERS = {
     operation: COMMON_WRITE_HEADERS if operation is Operation.CREATE else (IF_MATCH, *COMMON_WRITE_HEADERS)
     for operation in Operation
 }
+BULK_HEADERS = COMMON_WRITE_HEADERS
 WRITE_ERRORS = {
     Operation.CREATE: (409, 410, 413, 415, 422),
     Operation.REPLACE: (404, 409, 410, 412, 413, 415, 422),
@@ -97,6 +98,8 @@ SEARCH = query(
 JOB_STATE = query("state", "Only jobs in this state.", {"type": "string", "enum": [str(s) for s in JobState]})
 JOB_RESOURCE = query("resource", "Only jobs on this resource.", {"type": "string", "maxLength": 63})
 JOB_RESOURCE_ID = query("resourceId", "Only jobs on this instance.", _UUID)
+JOB_CREATED_AFTER = query("createdAfter", "Only jobs accepted later than this time.", _TIME)
+JOB_CREATED_BEFORE = query("createdBefore", "Only jobs accepted earlier than this time.", _TIME)
 
 RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the job, or what was made, is found.",

@@ -99,7 +99,7 @@ class Jobs:
         question = [
             "jobs",
             str(principal.id),
-            *(given.get(name) for name in ("state", "resource", "resourceId")),
+            *(given.get(parameter.name) for parameter in _FILTERS),
         ]
         before = None
         if "cursor" in given:
@@ -110,6 +110,8 @@ class Jobs:
             state=query.choice(given, "state", _STATES),
             resource=query.words(given, "resource", _LONGEST_NAME),
             resource_id=query.identifier(given, "resourceId"),
+            created_after=query.moment(given, "createdAfter"),
+            created_before=query.moment(given, "createdBefore"),
             before=before,
             limit=limit + 1,
         )
@@ -164,13 +166,7 @@ class Jobs:
             tag="jobs",
             permission="own, admin: all",
             limit=Limit.JOBS,
-            parameters=(
-                words.JOB_STATE,
-                words.JOB_RESOURCE,
-                words.JOB_RESOURCE_ID,
-                words.LIMIT,
-                words.CURSOR,
-            ),
+            parameters=(*_FILTERS, words.LIMIT, words.CURSOR),
             answers={200: Answer("One page", "JobPage", ("Cache-Control",))},
         )
         yield Route(
@@ -218,6 +214,13 @@ class Jobs:
         )
 
 
+_FILTERS = (
+    words.JOB_STATE,
+    words.JOB_RESOURCE,
+    words.JOB_RESOURCE_ID,
+    words.JOB_CREATED_AFTER,
+    words.JOB_CREATED_BEFORE,
+)
 _NO_JOB = "There is no such job"
 _STATES = tuple(str(state) for state in JobState)
 

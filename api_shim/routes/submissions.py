@@ -1,6 +1,6 @@
 """From an HTTP request to a submission: headers read, body admitted, role checked. No database."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from uuid import UUID
@@ -12,6 +12,7 @@ from models.identity.principals import Principal, reach_of
 from models.ids import lane_key, new_id, parse_id
 from models.job import Door, Operation, Priority, Submission
 from models.registry import Resource
+from models.service import Admitted
 
 _FINGERPRINTED = (
     b"if-match",
@@ -47,37 +48,52 @@ async def read_wish(
     Raises:
         Refusal: 400, 403, 404, 413 or 415, as the contract's table has it.
     """
-    principal = request.principal
-    check_role(resource, operation, principal)
-    resource_id = new_id() if operation is Operation.CREATE else instance_id(request, resource)
+    check_role(resource, operation, request.principal)
+    resource_id = None if operation is Operation.CREATE else instance_id(request, resource)
     if operation is not Operation.DELETE:
         request.check_media_type(MERGE_PATCH if operation is Operation.PATCH else JSON)
     body = await request.body()
     admitted = resource.service.admit(operation, body)
-    if admitted.supplied_id is not None:
-        resource_id = admitted.supplied_id
-    plain = _SPECIAL.isdisjoint(request.headers)
-    wanted = _NO_WANTS if plain else _wants(request, operation, body, fingerprint_key)
-    submission = Submission(
+    wants = NO_WANTS
+    if not _SPECIAL.isdisjoint(request.headers):
+        wants = read_wants(request)
+        if wants.if_match is not None and operation is Operation.CREATE:
+            raise Invalid("If-Match does not go with a POST: there is no version to match yet")
+        if wants.idempotency_key is not None:
+            wants = replace(wants, fingerprint=_fingerprint(request, body, fingerprint_key))
+    submission = make_submission(request, resource, operation, resource_id, admitted, wants)
+    return Wish(submission, wants.wait_seconds)
+
+
+def make_submission(
+    request: Request,
+    resource: Resource,
+    operation: Operation,
+    resource_id: UUID | None,
+    admitted: Admitted,
+    wants: "Wants",
+) -> Submission:
+    """What is handed to intake: one operation on one instance (None: a new one), as its caller wants it."""
+    identifier = admitted.supplied_id or resource_id or new_id()
+    return Submission(
         job_id=new_id(),
         operation=operation,
         resource=resource.type.name,
-        resource_id=resource_id,
-        lane=lane_key(resource.type.name, resource_id),
-        principal=principal,
+        resource_id=identifier,
+        lane=lane_key(resource.type.name, identifier),
+        principal=request.principal,
         door=Door.HTTP,
         request_id=request.id,
         payload=admitted.payload,
-        if_match=wanted.if_match,
-        idempotency_key=wanted.idempotency_key,
-        fingerprint=wanted.fingerprint,
-        priority=wanted.priority,
-        run_at=wanted.run_at,
-        expires_at=wanted.expires_at,
-        callback_endpoint_id=wanted.callback_endpoint_id,
-        traceparent=wanted.traceparent,
+        if_match=wants.if_match,
+        idempotency_key=wants.idempotency_key,
+        fingerprint=wants.fingerprint,
+        priority=wants.priority,
+        run_at=wants.run_at,
+        expires_at=wants.expires_at,
+        callback_endpoint_id=wants.callback_endpoint_id,
+        traceparent=wants.traceparent,
     )
-    return Wish(submission, wanted.wait_seconds)
 
 
 def check_role(resource: Resource, operation: Operation, principal: Principal) -> None:
@@ -103,8 +119,8 @@ def instance_id(request: Request, resource: Resource) -> UUID:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wants:
-    """What the headers ask for."""
+class Wants:
+    """What the headers of a write ask for."""
 
     wait_seconds: int | None = None
     idempotency_key: str | None = None
@@ -117,14 +133,17 @@ class _Wants:
     traceparent: str | None = None
 
 
-_NO_WANTS = _Wants()
+NO_WANTS = Wants()
 
 
-def _wants(request: Request, operation: Operation, body: bytes, fingerprint_key: bytes) -> _Wants:
+def read_wants(request: Request) -> Wants:
+    """What the headers ask for, each read whole or refused.
+
+    Raises:
+        Invalid: One of them is malformed, repeated or in the past.
+    """
     key = request.header(b"idempotency-key")
     match = request.header(b"if-match")
-    if match is not None and operation is Operation.CREATE:
-        raise Invalid("If-Match does not go with a POST: there is no version to match yet")
     run_at = request.header(b"waybill-run-at")
     expires = request.header(b"waybill-expires-at")
     expires_at = None if expires is None else request_headers.time_header("Waybill-Expires-At", expires)
@@ -132,10 +151,9 @@ def _wants(request: Request, operation: Operation, body: bytes, fingerprint_key:
         raise Invalid("Waybill-Expires-At has passed already")
     callback = request.header(b"waybill-callback")
     priority = request.header(b"waybill-priority")
-    return _Wants(
+    return Wants(
         wait_seconds=request_headers.wait_seconds(request.listed_header(b"prefer")),
         idempotency_key=None if key is None else request_headers.idempotency_key(key),
-        fingerprint=b"" if key is None else _fingerprint(request, body, fingerprint_key),
         if_match=None if match is None else request_headers.if_match(match),
         priority=Priority.NORMAL if priority is None else request_headers.priority(priority),
         run_at=None if run_at is None else request_headers.time_header("Waybill-Run-At", run_at),
@@ -146,10 +164,15 @@ def _wants(request: Request, operation: Operation, body: bytes, fingerprint_key:
 
 
 def _fingerprint(request: Request, body: bytes, key: bytes) -> bytes:
-    """Keyed digest of what is asked; each part with its length, so that none can pose as another."""
-    digest = blake2b(key=key, digest_size=16)
+    """Keyed digest of what is asked, headers included that change it."""
     headers = (request.headers.get(name, b"") for name in _FINGERPRINTED)
-    for part in (request.method.encode(), request.path.encode("latin-1"), body, *headers):
+    return digest_of(key, request.method.encode(), request.path.encode("latin-1"), body, *headers)
+
+
+def digest_of(key: bytes, *parts: bytes) -> bytes:
+    """Keyed digest of parts; each with its length, so that none can pose as another."""
+    digest = blake2b(key=key, digest_size=16)
+    for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()

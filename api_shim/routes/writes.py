@@ -100,13 +100,13 @@ def intake_batcher(intake: Intake, announcer: JobAnnouncer) -> Batcher[Submissio
     def accept(batch: Sequence[Submission]) -> Sequence[Answer]:
         INTAKE_BATCH_SIZE.observe(len(batch))
         answers = intake.accept(batch)
-        announcer.jobs(_fresh(answers))
+        announcer.jobs(fresh_jobs(answers))
         return answers
 
     return Batcher("intake", accept)
 
 
-def _fresh(answers: Sequence[Answer]) -> dict[Priority, list[UUID]]:
+def fresh_jobs(answers: Sequence[Answer]) -> dict[Priority, list[UUID]]:
     """Jobs to announce now, by priority: new ones that are due."""
     due: dict[Priority, list[UUID]] = {}
     accepted = 0

@@ -1,8 +1,10 @@
 """Query parameters with a meaning: numbers, choices, ids, read whole or refused with 400."""
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from uuid import UUID
 
+from api_shim.web.request_headers import time_header
 from models.errors import Detail, Invalid
 from models.ids import parse_id
 
@@ -42,6 +44,12 @@ def identifier(query: Mapping[str, str], name: str) -> UUID | None:
     if found is None:
         raise _invalid(name, "must be a UUID")
     return found
+
+
+def moment(query: Mapping[str, str], name: str) -> datetime | None:
+    """The parameter as a time (RFC 3339, as UTC); None where it is not given."""
+    value = query.get(name)
+    return None if value is None else time_header(name, value)
 
 
 def words(query: Mapping[str, str], name: str, longest: int) -> str | None:

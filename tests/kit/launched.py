@@ -112,22 +112,26 @@ def launched(
 
 
 @contextmanager
-def launched_whole(directory: DataDirectory, *arguments: str, **settings: str) -> Iterator[Launched]:
+def launched_whole(
+    directory: DataDirectory, *arguments: str, is_quiet: bool = False, **settings: str
+) -> Iterator[Launched]:
     """Start ``waybill up`` as users do; at the end nothing of it is left, whatever happened.
 
     Args:
         directory: Its data directory.
         *arguments: Options of ``up``.
+        is_quiet: Do not show at the end what it said.
         **settings: Environment variables.
     """
     command = [sys.executable, "-P", "-m", "deploy.cli", "up", *arguments]
-    with _running(directory, command, {"PYTHONPATH": str(_CHECKOUT), **settings}) as up:
+    environment = {"PYTHONPATH": str(_CHECKOUT), **settings}
+    with _running(directory, command, environment, is_quiet=is_quiet) as up:
         yield up
 
 
 @contextmanager
 def _running(
-    directory: DataDirectory, command: Sequence[str], settings: Mapping[str, str]
+    directory: DataDirectory, command: Sequence[str], settings: Mapping[str, str], *, is_quiet: bool = False
 ) -> Iterator[Launched]:
     up = Launched(directory, command, settings)
     try:
@@ -139,7 +143,8 @@ def _running(
                 up.process.wait(25)
             except subprocess.TimeoutExpired:
                 up.kill()
-        sys.stdout.write(up.said())  # pytest shows it when the test fails
+        if not is_quiet:
+            sys.stdout.write(up.said())  # pytest shows it when the test fails
 
 
 def ended(pid: int) -> bool:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models import strict_json
@@ -127,3 +127,39 @@ def test_no_spelling_hides_a_member_that_comes_twice(document: dict[str, Any], d
     body = json.dumps(document)[:-1] + f', "{spelled}": {twin}' + "}"
     with pytest.raises(Invalid):
         strict_json.parse(body.encode())
+
+
+def _slow_depth(body: bytes) -> int:
+    """The deepest nesting, byte by byte: the reference."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for byte in body:
+        if in_string:
+            in_string = escaped or byte != 0x22
+            escaped = not escaped and byte == 0x5C
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+_pieces = st.sampled_from(
+    [b"[", b"{", b"]", b"}", b'"', b"\\", b'\\"', b"x", b"[" * 60, b"]" * 40, b'"[[["', b"\n"]
+)
+
+
+@given(st.lists(_pieces, max_size=60).map(b"".join))
+@settings(max_examples=500)
+def test_depth_is_what_the_slow_reference_counts(body: bytes) -> None:
+    body += b"[]" * 101  # enough brackets to be counted at all
+    too_deep = _slow_depth(body) > strict_json.MAX_DEPTH
+    try:
+        strict_json._check_depth(body)
+        refused = False
+    except Invalid:
+        refused = True
+    assert refused == too_deep
