@@ -1,1 +1,1 @@
-"""Who waits for what changes in the ledger: waits, long-polls, event streams. One channel, one query for all."""
+"""Who waits for changes in the ledger: long-polls and streams. One channel, one query for all."""

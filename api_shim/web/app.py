@@ -189,6 +189,7 @@ async def _send_chunks(response: StreamResponse, method: str, send: Send) -> Non
             async for chunk in response.chunks:
                 async with asyncio.timeout(STALLED_SECONDS):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await asyncio.sleep(0)  # sending to one who left never waits: let it be noticed
         await send({"type": "http.response.body", "body": b""})
     except TimeoutError:
         cut_off(send)

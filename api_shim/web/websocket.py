@@ -46,7 +46,7 @@ class WebSocket:
         self.id = str(uuid4())
 
     async def serve(self, handlers: Mapping[str, SocketHandler]) -> None:
-        """Let whoever speaks at this path speak; refuse where nobody does. Never raises for a peer's fault."""
+        """Let whoever speaks at this path speak; refuse where nobody does. Never raises."""
         REQUEST_ID.set(self.id)
         handler = handlers.get(self._scope["raw_path"].decode("latin-1"))
         try:

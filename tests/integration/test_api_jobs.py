@@ -159,7 +159,7 @@ def test_many_waiters_are_all_woken(api: Api) -> None:
     for thread in threads:
         thread.join(timeout=15)
     assert states == ["succeeded"] * len(jobs)
-    wait_until(lambda: not api.edge.waiters._waiting, what="nobody waits any more")
+    wait_until(lambda: not api.edge.hub.watches.is_wanted, what="nobody waits any more")
 
 
 def test_waiter_is_woken_even_when_the_listening_connection_is_killed(api: Api) -> None:
