@@ -22,9 +22,10 @@ from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
 from api_shim.routes.metrics import BacklogCollector, Metrics
 from api_shim.routes.reads import Reads, load_batcher
+from api_shim.routes.stream import Stream
 from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.web.app import App
-from api_shim.web.protocol import GuardedProtocol, GuardedServer
+from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
 from models.container import Container
@@ -105,7 +106,8 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         for room in (intake, polls, loads, hub, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
-    app = App(Router(routes), [authentication], on_stop=[stop])
+    stream = Stream(hub, polls.call, authentication)
+    app = App(Router(routes), [authentication], sockets={stream.route.path: stream}, on_stop=[stop])
     return Edge(app, health, hub)
 
 
@@ -117,7 +119,11 @@ def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
         port=port,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         http=GuardedProtocol,
-        ws="none",
+        ws=GuardedWebSocket,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -22,6 +22,9 @@ PAGE = 200
 _WINDOW = 50_000
 """Sequences looked through by one query of the past, so that none runs long."""
 
+_FROM_NOW = 2**63 - 1
+"""In place of a sequence: nothing of the past."""
+
 MOST_WAITING = 1_000
 """Transitions that one follower may have waiting."""
 
@@ -85,6 +88,8 @@ class Follower:
             if other.principal_id is not None:
                 principal_id = None
         if jobs or principal_id is not None:
+            if after is None and not jobs:
+                after = _FROM_NOW
             self.subscriptions.append(Subscription(principal_id, jobs, after))
             self._wake.set()
 
@@ -183,6 +188,8 @@ class Feed:
         if subscription.live_from is None:
             subscription.live_from = await self._join(subscription)
         until = subscription.live_from
+        if subscription.is_told:
+            return []
         async with self._pages:
             if subscription.after is None:
                 page = await self._threads.call(self._read_standing, subscription.jobs, until)
@@ -267,6 +274,8 @@ class Feed:
                     self._live.pop(subscription, None)
             else:
                 subscription.live_from = began_at
+                if subscription.after == _FROM_NOW:
+                    subscription.after = began_at
                 future.set_result(began_at)
         if jobs:
             for follower in tuple(self._followers):

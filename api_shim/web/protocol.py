@@ -6,6 +6,7 @@ cost per request: a clock is noted, and one sweep a second looks for those who a
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api_shim.web.http import Header
 from models.errors import Invalid
@@ -24,6 +26,9 @@ from models.job import to_json
 from models.metrics import INVALID_REQUESTS
 
 MAX_HEAD_BYTES = 32 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Of one WebSocket message."""
+
 MAX_REQUEST_SECONDS = 20.0
 """How long one request, head and body, may take to arrive."""
 
@@ -93,6 +98,18 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(head.encode() + body)
             self.transport.close()
+
+
+class GuardedWebSocket(WebSocketsSansIOProtocol):
+    """One WebSocket. It does not write what was asked for to the log: a token may stand in it by mistake."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.logger = self.conn.logger = _SILENT
+
+
+_SILENT = logging.getLogger("waybill.websocket")
+_SILENT.setLevel(logging.ERROR)
 
 
 def write_whole(send: Any, status: int, headers: Sequence[Header], body: bytes) -> bool:

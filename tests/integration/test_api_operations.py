@@ -367,7 +367,7 @@ def test_wait_survives_a_database_that_goes_and_comes_back(api: Api) -> None:
     )
     waiter.start()
     wait_until(
-        lambda: api.edge.hub.watches.is_wanted or api.edge.hub.waiters._any_change.is_wanted,
+        lambda: api.edge.hub.watches.is_wanted,
         what="somebody waits",
     )
     with _database_away(api):
