@@ -60,10 +60,14 @@ def _silent(socket: ClientConnection, seconds: float = 0.4) -> bool:
 
 def _closed(socket: ClientConnection, timeout: float = 10) -> int:
     with pytest.raises(ConnectionClosed) as closed:
-        while True:
-            socket.recv(timeout)
+        _drain(socket, timeout)
     assert closed.value.rcvd is not None
     return closed.value.rcvd.code
+
+
+def _drain(socket: ClientConnection, timeout: float) -> None:
+    while True:
+        socket.recv(timeout)
 
 
 def _submit(api: Api, *, role: Role = Role.USER, name: str = "Ada") -> Any:
