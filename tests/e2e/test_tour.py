@@ -72,5 +72,11 @@ def test_callback_arrives_signed(said: list[str], receiver: WebhookReceiver) -> 
     assert received["data"]["id"] in said[5]
 
 
+def test_streams_tell_every_transition(said: list[str]) -> None:
+    _found(said[7], "retry: ", '"state":"succeeded"')
+    assert said[7].count("data: ") >= 2
+    _found(said[8], "queued", "succeeded")
+
+
 def test_upstream_message_is_answered(said: list[str]) -> None:
     _found(said[6], "job.accepted", "job.succeeded")
