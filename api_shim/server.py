@@ -33,8 +33,8 @@ from models.cursor import Cursors
 from models.errors import ConfigurationError
 from models.settings import Settings
 
-POOL_SIZE = 10
-"""Database connections of one API process: intake, polls and loads one each, the threads, log-ins, spare."""
+POOL_SIZE = 11
+"""Database connections of one API process: one for each batcher (4), the threads, log-ins, a spare one."""
 
 DATABASE_THREADS = 4
 LOGIN_THREADS = 2
@@ -78,7 +78,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     scrapes = Threads("operations", 2, max_waiting=50)
     hub = Hub(database, polls.call, most_streams=container.settings.streams_per_principal)
     waiters = hub.waiters
-    authentication = Authentication(container.tokens)
+    authentication = Authentication(container.tokens, container.standings)
     cursors = Cursors(container.key("cursor"))
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
     metrics = Metrics(
@@ -94,7 +94,14 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         *CallbackEndpointRoutes(
             database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
         ).routes(),
-        *Auth(database, container.users, container.tokens, logins).routes(),
+        *Auth(
+            database,
+            container.sign_in,
+            container.second_factors,
+            container.tokens,
+            logins=logins,
+            threads=threads,
+        ).routes(),
         *health.routes(),
         *metrics.routes(),
     ]
@@ -103,7 +110,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
 
     async def stop() -> None:
         hub.end()
-        for room in (intake, polls, loads, hub, threads, logins, scrapes):
+        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
     stream = Stream(hub, polls.call, authentication)

@@ -209,8 +209,8 @@ def describe(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
             "description": (
                 "Every write becomes a job: taken in durably and in milliseconds, applied exactly once. "
                 "Ask for it with `Prefer: wait=N` and the outcome is the answer, as from a synchronous API."
-                "\n\nThe transitions of many jobs come over a WebSocket at `/api/v1/stream`. The first message, "
-                'within 5 s, is `{"token": "<access token>"}`; then `{"subscribe": [job ids]}` begins with '
+                "\n\nThe transitions of many jobs come over a WebSocket at `/api/v1/stream`. The first "
+                'message, within 5 s, is `{"token": "<access token>"}`; then `{"subscribe": [job ids]}` begins with '
                 'the present state of each, and `{"subscribe": "mine", "after": sequence}` with all that '
                 "happened to your jobs after it (without `after`: from now on). Subscriptions add up. "
                 'Frames are `{"sequence", "job"}` in the order of `sequence`; the highest one seen is the '
@@ -286,7 +286,7 @@ def _responses(route: Route) -> dict[str, Any]:
     return responses
 
 
-_ERROR_HEADERS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
+_ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
 def _headers(*names: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from api_shim.routes.jobs import may_see
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.web.http import Request, Response, StreamResponse
 from api_shim.web.router import Answer, Limit, Route
-from models.errors import Invalid, Refusal
+from models.errors import Invalid, Refusal, Transient
 from models.job import Job, to_json
 
 HEARTBEAT_SECONDS = 15.0
@@ -73,16 +73,18 @@ class Events:
                     if steps[-1].is_done:
                         return
                 elif not self._watches.is_closed:
-                    if not self._may_go_on(request, job):
+                    if not await self._may_go_on(request, job):
                         return
                     yield b": heartbeat\n\n"
         yield _retry_hint()
 
-    def _may_go_on(self, request: Request, job: Job) -> bool:
+    async def _may_go_on(self, request: Request, job: Job) -> bool:
         try:
-            return may_see(job, self._authentication.principal_of(request))
+            return may_see(job, await self._authentication.principal_of(request))
         except Refusal:
             return False
+        except Transient:  # it cannot be told now; the next heartbeat asks again
+            return True
 
     def routes(self) -> Iterator[Route]:
         """The one route."""

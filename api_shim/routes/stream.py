@@ -243,7 +243,7 @@ class Stream:
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
             try:
-                principal = self._authentication.principal_of(request)
+                principal = await self._authentication.principal_of(request)
             except Refusal as refusal:
                 raise _Over(Code.UNAUTHORIZED, refusal.message) from refusal
             except Transient:
