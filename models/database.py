@@ -114,11 +114,15 @@ class Database:
         self._engine.dispose()
 
 
-def _begin_timing(_connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any) -> None:
+def _begin_timing(
+    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+) -> None:
     context.began = time.perf_counter()
 
 
-def _end_timing(_connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any) -> None:
+def _end_timing(
+    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+) -> None:
     DATABASE_SECONDS.observe(time.perf_counter() - context.began)
 
 

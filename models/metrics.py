@@ -4,7 +4,7 @@ With ``PROMETHEUS_MULTIPROC_DIR`` in the environment every process of the platfo
 counters; ``/metrics`` then shows their sum.
 """
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from models.job import FINAL, Door
 
@@ -50,3 +50,9 @@ DATABASE_SECONDS = Histogram(
 )
 
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
+
+STREAMS = Gauge(
+    "waybill_streams", "Event streams and WebSockets that are open", ["kind"], multiprocess_mode="livesum"
+)
+
+CHANGE_READS = Counter("waybill_change_reads_total", "Readings of the ledger for all who wait for changes")

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated origins whose browsers may read answers; empty: none"
     )
+    streams_per_principal: int = Field(
+        2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
+    )
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"

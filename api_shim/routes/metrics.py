@@ -103,9 +103,7 @@ class Metrics:
         is_multiprocess: Whether the processes of the platform share their counters by files.
     """
 
-    def __init__(
-        self, collectors: Sequence[Collector], threads: Threads, *, is_multiprocess: bool
-    ) -> None:
+    def __init__(self, collectors: Sequence[Collector], threads: Threads, *, is_multiprocess: bool) -> None:
         self._collectors = tuple(collectors)
         self._threads = threads
         self._is_multiprocess = is_multiprocess

@@ -64,3 +64,7 @@ def _methods(request: Request, router: Router) -> Collection[str]:
     except MethodNotAllowed as error:
         return error.allow
     return ()
+
+
+NO_ORIGINS = Cors(())
+"""The default."""
