@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, exc, text
 
 from models import ledger_statements as sql
 from models.database import array
@@ -119,7 +119,10 @@ class Ledger:
 
     def is_under_way(self, connection: Connection, transaction_id: int) -> bool:
         """Whether the transaction of an acceptance is neither committed nor rolled back yet."""
-        found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        try:
+            found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        except exc.DataError:  # a server that crashed has forgotten an id that it never had to write down
+            return False
         return bool(found.scalar_one())
 
     # ---- apply -------------------------------------------------------------------------
