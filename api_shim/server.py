@@ -16,6 +16,7 @@ from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.deliveries import Deliveries
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
 from api_shim.routes.metrics import BacklogCollector, Metrics
@@ -86,8 +87,13 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *Jobs(database, ledger, polls, threads, waiters, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
-            database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
+            database,
+            container.endpoints,
+            threads,
+            cursors,
+            allow_private=container.settings.callback_allow_private,
         ).routes(),
+        *Deliveries(database, container.endpoints, threads, cursors, announcer).routes(),
         *Auth(database, container.users, container.tokens, logins).routes(),
         *health.routes(),
         *metrics.routes(),

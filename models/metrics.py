@@ -4,7 +4,7 @@ With ``PROMETHEUS_MULTIPROC_DIR`` in the environment every process of the platfo
 counters; ``/metrics`` then shows their sum.
 """
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from models.job import FINAL, Door
 
@@ -44,3 +44,22 @@ INVALID_REQUESTS = Counter(
 )
 
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
+
+DELIVERY_SECONDS = Histogram(
+    "waybill_delivery_seconds",
+    "Time from the outcome to its delivery",
+    ["kind"],
+    buckets=(*_MILLISECONDS, 60.0, 300.0, 1800.0, 7200.0, 43200.0),
+)
+
+SEND_SECONDS = Histogram(
+    "waybill_send_seconds", "Time that one attempt over HTTP takes", ["kind"], buckets=_MILLISECONDS
+)
+
+ENDPOINTS_DISABLED = Counter("waybill_callback_endpoints_disabled_total", "Endpoints disabled by us")
+
+SENDS_WAITING = Gauge(
+    "waybill_sends_waiting",
+    "Deliveries claimed by this process that wait for their receiver's turn",
+    multiprocess_mode="livesum",
+)
