@@ -19,7 +19,7 @@ from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
 from api_shim.routes.deliveries import Deliveries
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
-from api_shim.routes.metrics import BacklogCollector, Metrics
+from api_shim.routes.metrics import BacklogCollector, Metrics, OutboxCollector
 from api_shim.routes.reads import Reads, load_batcher
 from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.waiters import Waiters
@@ -29,6 +29,7 @@ from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
 from models.container import Container
 from models.cursor import Cursors
+from models.deliveries.outbox import Outbox
 from models.errors import ConfigurationError
 from models.settings import Settings
 
@@ -79,7 +80,9 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     cursors = Cursors(container.key("cursor"))
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
     metrics = Metrics(
-        BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
+        [BacklogCollector(database, ledger), OutboxCollector(database, Outbox())],
+        scrapes,
+        is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ,
     )
     routes: list[Route] = [
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),

@@ -165,6 +165,7 @@ class Platform:
     def end_everything(self) -> None:
         """Leave no job and no delivery open, so that a test does not see its predecessor's."""
         self.rows("DELETE FROM deliveries")
+        self.rows("DELETE FROM callback_endpoints")
         self.rows("DELETE FROM breakers")
         self.rows("DELETE FROM jobs")
         self.rows("DELETE FROM job_events")
