@@ -33,8 +33,8 @@ from models.deliveries.outbox import Outbox
 from models.errors import ConfigurationError
 from models.settings import Settings
 
-POOL_SIZE = 10
-"""Database connections of one API process: intake, polls and loads one each, the threads, log-ins, spare."""
+POOL_SIZE = 11
+"""Database connections of one API process: one for each batcher (4), the threads, log-ins, a spare one."""
 
 DATABASE_THREADS = 4
 LOGIN_THREADS = 2
@@ -97,19 +97,27 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
             allow_private=container.settings.callback_allow_private,
         ).routes(),
         *Deliveries(database, container.endpoints, threads, cursors, announcer).routes(),
-        *Auth(database, container.users, container.tokens, logins).routes(),
+        *Auth(
+            database,
+            container.sign_in,
+            container.second_factors,
+            container.tokens,
+            logins=logins,
+            threads=threads,
+        ).routes(),
         *health.routes(),
         *metrics.routes(),
     ]
+    authentication = Authentication(container.tokens, container.standings)
     documentation = Documentation(registry)
     routes += documentation.routes(routes)
 
     async def stop() -> None:
         waiters.end()
-        for room in (intake, polls, loads, waiters, threads, logins, scrapes):
+        for room in (intake, polls, loads, authentication, waiters, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
-    app = App(Router(routes), [Authentication(container.tokens)], on_stop=[stop])
+    app = App(Router(routes), [authentication], on_stop=[stop])
     return Edge(app, health, waiters)
 
 

@@ -5,14 +5,21 @@ worker makes its own after the fork. Nothing here is global; inner code gets pla
 arguments.
 """
 
+from datetime import timedelta
 from functools import cached_property
 
 from models.database import Database
 from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
-from models.identity.keys import derived_key, load_jwk_set
+from models.identity.keys import derived_key, jwk_set_watch, load_jwk_set
+from models.identity.login_guard import LoginGuard
+from models.identity.refresh_families import RefreshFamilies
 from models.identity.sealing import Sealer, sealing_keys
+from models.identity.second_factors import SecondFactors
+from models.identity.session_cache import SessionCache
+from models.identity.sign_in import SignIn
+from models.identity.standing import Standings
 from models.identity.tokens import Tokens
 from models.identity.users import Users
 from models.intake import Intake
@@ -89,7 +96,36 @@ class Container:
     @cached_property
     def tokens(self) -> Tokens:
         """Access tokens."""
-        return Tokens(load_jwk_set(self.settings))
+        watch = jwk_set_watch(self.settings)  # before it is loaded, so that no change falls between
+        return Tokens(load_jwk_set(self.settings), changed_set=watch)
+
+    @cached_property
+    def standings(self) -> Standings:
+        """What the users that this process meets are now."""
+        return Standings(self.database, on_load=self.tokens.reload)
+
+    @cached_property
+    def second_factors(self) -> SecondFactors:
+        """Codes beside passwords."""
+        return SecondFactors(self.sealer)
+
+    @cached_property
+    def sign_in(self) -> SignIn:
+        """Begins, renews and ends sessions."""
+        families = RefreshFamilies(
+            idle=timedelta(days=self.settings.refresh_idle_days),
+            lifetime=timedelta(days=self.settings.refresh_lifetime_days),
+        )
+        guard = LoginGuard(self.key("login-attempts"))
+        return SignIn(
+            self.database,
+            users=self.users,
+            families=families,
+            second_factors=self.second_factors,
+            guard=guard,
+            tokens=self.tokens,
+            cache=SessionCache(self.settings.redis_url),
+        )
 
     @cached_property
     def sealer(self) -> Sealer:
@@ -122,5 +158,7 @@ class Container:
 
     def close(self) -> None:
         """Let go of what was opened."""
+        if "sign_in" in self.__dict__:
+            self.sign_in.close()
         if "database" in self.__dict__:
             self.database.close()

@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     sealing_keys: SecretStr | None = Field(
         None, description="id:base64, comma-separated; the first seals secrets at rest"
     )
+    refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
+    refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
     rate_limits: Literal["on", "off"] = Field("on", description="off for load tests")
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
     callback_endpoints_per_user: int = Field(20, ge=1, le=10_000, description="that one user may register")

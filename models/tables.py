@@ -60,6 +60,13 @@ users = Table(
     Column("password_hash", Text, nullable=False),
     Column("role", String(16), nullable=False),
     Column("is_disabled", Boolean, nullable=False, server_default=text("false")),
+    Column(
+        "tokens_valid_from",
+        _TIME,
+        nullable=False,
+        server_default=text("'1970-01-01 00:00:00+00'"),
+        comment="tokens issued earlier are refused",
+    ),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
@@ -199,4 +206,46 @@ breakers = Table(
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("opened_at", _TIME),
     Column("probe_at", _TIME, comment="set while open: when one real delivery may probe"),
+)
+
+refresh_families = Table(
+    "refresh_families",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("role", String(16), nullable=False, comment="at log-in; another one ends it"),
+    Column("current_digest", LargeBinary, nullable=False),
+    Column("previous_digest", LargeBinary),
+    Column("rotated_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("expires_at", _TIME, nullable=False, comment="whatever happens"),
+    Column("idle_at", _TIME, nullable=False, index=True, comment="unless used before; or revoked"),
+    Column("revoked_at", _TIME),
+)
+
+second_factors = Table(
+    "second_factors",
+    metadata,
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("secret", Text, nullable=False, comment="sealed"),
+    Column("last_step", BigInteger, nullable=False, server_default=text("0")),
+    Column("confirmed_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+)
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("user_id", _ID, ForeignKey("second_factors.user_id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+)
+
+login_attempts = Table(
+    "login_attempts",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True, comment="keyed: of an account or address"),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_at", _TIME, nullable=False, index=True),
+    Column("locked_until", _TIME),
+    Column("known_until", _TIME, comment="of an account at an address: good since a log-in there"),
 )

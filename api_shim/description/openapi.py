@@ -277,7 +277,7 @@ def _responses(route: Route) -> dict[str, Any]:
     return responses
 
 
-_ERROR_HEADERS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
+_ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
 def _headers(*names: str) -> dict[str, Any]:

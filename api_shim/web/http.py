@@ -49,6 +49,7 @@ class Request:
         "_given",
         "_has_repeated_headers",
         "_headers",
+        "_peer",
         "_receive",
         "answer_headers",
         "id",
@@ -73,7 +74,13 @@ class Request:
         self._given: list[Header] = scope["headers"]
         self._headers: dict[bytes, bytes] | None = None
         self._has_repeated_headers = False
+        self._peer: tuple[str, int] | None = scope.get("client")
         self._receive = receive
+
+    @property
+    def address(self) -> str:
+        """The IP address that the request comes from: the peer's."""
+        return self._peer[0] if self._peer is not None else ""
 
     @property
     def headers(self) -> dict[bytes, bytes]:

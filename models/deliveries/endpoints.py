@@ -29,8 +29,6 @@ BOTH_SIGN = timedelta(hours=24)
 PATIENCE = timedelta(days=3)
 """An endpoint that took nothing for so long is disabled when the next delivery to it is given up."""
 
-_BATCH = 200
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackEndpoint:
@@ -185,23 +183,6 @@ class CallbackEndpoints:
         parameters = {"id": endpoint_id, "patience": PATIENCE}
         return connection.execute(_LOST_PATIENCE, parameters).scalar_one_or_none() is not None
 
-    # ---- sealing -------------------------------------------------------------------------
-
-    def seal_plain_secrets(self, connection: Connection) -> int:
-        """Seal a batch of secrets from before secrets were sealed; how many rows, 0 once there are none.
-
-        Secrets that are sealed already, and only under an older key, are ``identity``'s re-sealing's.
-        """
-        rows = connection.execute(_PLAIN, {"limit": _BATCH}).all()
-        for endpoint_id, *secrets in rows:
-            sealed = [
-                None if one is None else self._secrets.seal(endpoint_id, self._secrets.open(endpoint_id, one))
-                for one in secrets
-            ]
-            parameters = {"id": endpoint_id, "secret": sealed[0], "previous": sealed[1]}
-            connection.execute(_KEEP_SEALED, parameters)
-        return len(rows)
-
 
 NO_ENDPOINT = "There is no such callback endpoint"
 
@@ -269,14 +250,4 @@ WHERE id = :id AND NOT disabled RETURNING {_COLUMNS}
 
 _LOST_PATIENCE = text("""
 SELECT 1 FROM callback_endpoints WHERE id = :id AND failing_since <= now() - :patience
-""")
-
-_PLAIN = text("""
-SELECT id, secret, previous_secret FROM callback_endpoints
-WHERE secret LIKE 'whsec\\_%' OR previous_secret LIKE 'whsec\\_%'
-ORDER BY id LIMIT :limit FOR NO KEY UPDATE
-""")
-
-_KEEP_SEALED = text("""
-UPDATE callback_endpoints SET secret = :secret, previous_secret = :previous WHERE id = :id
 """)

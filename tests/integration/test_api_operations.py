@@ -94,7 +94,7 @@ def test_many_logins_at_once_do_not_hold_up_the_others(api: Api) -> None:
     assert time.monotonic() - began < 2
     for thread in threads:
         thread.join()
-    assert set(statuses) <= {401, 503}
+    assert set(statuses) <= {401, 429, 503}
     assert 401 in statuses
 
 

@@ -13,6 +13,7 @@ from kombu import Connection, Exchange, Queue
 from models.deliveries.delivery_log import DeliveryLog
 from models.deliveries.endpoint_secrets import new_secret
 from models.deliveries.outbox import Outbox
+from models.identity.resealing import reseal
 from models.identity.sealing import Sealer, Unsealable
 from models.job import JobState
 from tasks.courier import ENDPOINT_DISABLED
@@ -284,9 +285,9 @@ def test_plain_secret_of_before_signs_and_is_sealed_by_the_batch(
         platform.made(platform.create())
         deliverer.deliver(ids(platform))
         assert receiver.requests[-1].verify(plain)
-        with platform.database.transaction() as connection:
-            while platform.container.endpoints.seal_plain_secrets(connection):
-                pass
+        assert {one.column: one.lost for one in reseal(platform.database, platform.container.sealer)}[
+            "callback_endpoints.secret"
+        ] == 0
         assert not kept_secret(platform, endpoint.id).startswith("whsec_")
 
 
