@@ -43,6 +43,12 @@ INVALID_REQUESTS = Counter(
     "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
 )
 
+REFUSALS = Counter("waybill_http_refusals_total", "Requests that were refused, by error", ["error"])
+
+DATABASE_SECONDS = Histogram(
+    "waybill_database_seconds", "Time of one database statement, the network included", buckets=_MILLISECONDS
+)
+
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
 
 DELIVERY_SECONDS = Histogram(
@@ -63,3 +69,9 @@ SENDS_WAITING = Gauge(
     "Deliveries claimed by this process that wait for their receiver's turn",
     multiprocess_mode="livesum",
 )
+
+STREAMS = Gauge(
+    "waybill_streams", "Event streams and WebSockets that are open", ["kind"], multiprocess_mode="livesum"
+)
+
+CHANGE_READS = Counter("waybill_change_reads_total", "Readings of the ledger for all who wait for changes")

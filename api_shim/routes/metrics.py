@@ -104,17 +104,45 @@ class OutboxCollector(Collector):
         )
 
 
+class EdgeCollector(Collector):
+    """How busy this process is just now.
+
+    Args:
+        database: Its pool.
+        active_principals: How many users have sent a request lately.
+    """
+
+    def __init__(self, database: Database, active_principals: Callable[[], int]) -> None:
+        self._database = database
+        self._active_principals = active_principals
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges of the process that is scraped."""
+        in_use, size = self._database.pool_use
+        pool = GaugeMetricFamily(
+            "waybill_database_connections", "Connections of this process's pool", labels=["kind"]
+        )
+        pool.add_metric(["in_use"], in_use)
+        pool.add_metric(["size"], size)
+        yield pool
+        yield GaugeMetricFamily(
+            "waybill_active_principals",
+            "Users who have sent this process a request in the last minute",
+            value=self._active_principals(),
+        )
+
+
 class Metrics:
     """The metrics route.
 
     Args:
-        gauges: Read from the database at each scrape.
+        collectors: Gauges that are read when they are asked for.
         threads: Where they are read.
         is_multiprocess: Whether the processes of the platform share their counters by files.
     """
 
-    def __init__(self, gauges: Sequence[Collector], threads: Threads, *, is_multiprocess: bool) -> None:
-        self._gauges = gauges
+    def __init__(self, collectors: Sequence[Collector], threads: Threads, *, is_multiprocess: bool) -> None:
+        self._collectors = tuple(collectors)
         self._threads = threads
         self._is_multiprocess = is_multiprocess
 
@@ -125,8 +153,8 @@ class Metrics:
 
     def _exposition(self) -> bytes:
         gauges = CollectorRegistry()
-        for one in self._gauges:
-            gauges.register(one)
+        for collector in self._collectors:
+            gauges.register(collector)
         counters = REGISTRY
         if self._is_multiprocess:
             counters = CollectorRegistry()

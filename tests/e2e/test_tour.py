@@ -80,5 +80,11 @@ def test_callback_arrives_signed(said: list[str], receiver: WebhookReceiver) -> 
     assert received["data"]["id"] in said[7]
 
 
+def test_streams_tell_every_transition(said: list[str]) -> None:
+    _found(said[9], "retry: ", '"state":"succeeded"')
+    assert said[9].count("data: ") >= 2
+    _found(said[10], "queued", "succeeded")
+
+
 def test_upstream_message_is_answered(said: list[str]) -> None:
     _found(said[8], "job.accepted", "job.succeeded")

@@ -366,7 +366,10 @@ def test_wait_survives_a_database_that_goes_and_comes_back(api: Api) -> None:
         target=lambda: answers.append(api.request("GET", path, headers={"Prefer": "wait=25"}))
     )
     waiter.start()
-    wait_until(lambda: api.edge.waiters._waiting, what="somebody waits")
+    wait_until(
+        lambda: api.edge.hub.watches.is_wanted,
+        what="somebody waits",
+    )
     with _database_away(api):
         time.sleep(1.5)
     api.apply(job["id"])
