@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -15,6 +15,24 @@ from models.errors import ConfigurationError
 MEMORY = "memory://"
 MEMORY_BROKER = "memory://localhost/"
 """Celery's broker where none is named. kombu warns at each connection unless a host is."""
+
+
+class Service(BaseModel):
+    """A third party that effects call.
+
+    Attributes:
+        url: What the calls' paths are appended to.
+        headers: Sent with every call; secret, as they may hold a key.
+        timeout_seconds: For one call as a whole.
+        at_once: Calls that one worker process has under way at a time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    url: str = Field(pattern=r"^https?://[!-~]+$", max_length=2048)
+    headers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], SecretStr] = {}
+    timeout_seconds: float = Field(10, gt=0, le=30)
+    at_once: int = Field(4, ge=1, le=16)
 
 
 class Settings(BaseSettings):
@@ -50,6 +68,10 @@ class Settings(BaseSettings):
         2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
     )
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
+    callback_endpoints_per_user: int = Field(20, ge=1, le=10_000, description="that one user may register")
+    services: Annotated[dict[str, Service], NoDecode] = Field(
+        default_factory=dict, description="JSON object: third party -> url, headers, timeout_seconds, at_once"
+    )
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"
     )
@@ -95,7 +117,7 @@ class Settings(BaseSettings):
                 raise ValueError("each must look like https://app.example.com, without a path")
         return origins
 
-    @field_validator("amqp_principals", mode="before")
+    @field_validator("amqp_principals", "services", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value

@@ -244,7 +244,7 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["security"] = []
     if route.body:
         content = {media: {"schema": _reference(one)} for media, one in route.body.items()}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not route.body_is_optional, "content": content}
     return operation
 
 

@@ -12,7 +12,9 @@ from api_shim.routes.outcomes import NO_STORE
 from api_shim.web.http import Request, Response
 from api_shim.web.router import Answer, Route
 from api_shim.web.threads import Threads
+from models.breaker import BreakerBoard
 from models.database import Database
+from models.deliveries.outbox import DeliveryKind, Outbox
 from models.errors import Transient
 from models.job import JobState, Priority
 from models.ledger import Ledger
@@ -64,6 +66,42 @@ class BacklogCollector(Collector):
                 self._known = self._ledger.backlog(connection)
             self._asked_at = self._now()
         return self._known
+
+
+class OutboxCollector(Collector):
+    """What waits in the outbox, and breakers that are not closed. Silent while the database is away."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        self._database = database
+        self._outbox = outbox
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The three gauges."""
+        try:
+            with self._database.snapshot() as connection:
+                waiting = self._outbox.waiting(connection)
+                breakers = BreakerBoard(connection).states()
+        except Transient:
+            return
+        count = GaugeMetricFamily(
+            "waybill_deliveries_waiting", "Deliveries not settled yet", labels=["kind", "state"]
+        )
+        ages = dict.fromkeys(DeliveryKind, 0.0)
+        for kind, state, number, age in waiting:
+            count.add_metric([kind, state], number)
+            ages[kind] = max(ages[kind], age)
+        yield count
+        oldest = GaugeMetricFamily(
+            "waybill_oldest_delivery_seconds", "Age of the oldest delivery not settled yet", labels=["kind"]
+        )
+        for kind, age in ages.items():
+            oldest.add_metric([kind], age)
+        yield oldest
+        yield GaugeMetricFamily(
+            "waybill_breakers_open",
+            "Receivers and third parties whose breaker is not closed",
+            value=sum(state.probe_at is not None for state in breakers.values()),
+        )
 
 
 class EdgeCollector(Collector):
