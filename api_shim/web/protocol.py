@@ -109,7 +109,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
 
 _SILENT = logging.getLogger("waybill.websocket")
-_SILENT.setLevel(logging.ERROR)
+_SILENT.setLevel(logging.CRITICAL)  # a client that leaves during its handshake is no error of ours
 
 
 def write_whole(send: Any, status: int, headers: Sequence[Header], body: bytes) -> bool:

@@ -13,10 +13,12 @@ from api_shim.web.router import Route
 from models.errors import NotFound, Refusal, Transient, Unavailable, internal_problem
 from models.job import to_json
 from models.log import REQUEST_ID
+from models.metrics import REFUSALS
 
 _log = logging.getLogger("waybill.api")
 
 UNSUPPORTED_DATA, INTERNAL_ERROR = 1003, 1011
+_FRIENDLY = (1000, 1001, 1012)
 _LONGEST_REASON = 123
 
 SocketHandler = Callable[["WebSocket"], Awaitable[None]]
@@ -104,10 +106,13 @@ class WebSocket:
         """Send an error in the contract's shape."""
         if isinstance(fault, Transient):
             fault = Unavailable("The database is away or busy", retry_after=1)
+        REFUSALS.labels(fault.code).inc()
         await self.send(fault.problem(self.id))
 
     async def close(self, code: int, reason: str = "") -> None:
         """Close, and say why."""
+        if code not in _FRIENDLY:
+            REFUSALS.labels(f"WebSocket {code}").inc()
         reason = reason.encode()[:_LONGEST_REASON].decode(errors="ignore")
         await self._write({"type": "websocket.close", "code": code, "reason": reason})
 
@@ -121,6 +126,7 @@ class WebSocket:
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer the handshake itself with a problem."""
+        REFUSALS.labels(refusal.code).inc()
         answer: Response = problem_response(refusal.problem(self.id))
         headers = [*answer.headers, (b"x-request-id", self.id.encode())]
         start = {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}
