@@ -22,6 +22,7 @@ from models import ledger_statements as sql
 from models.database import array
 from models.errors import Conflict, Contention, NotFound
 from models.job import Job, JobState, Operation, Priority, Submission, to_json
+from models.job_query import JobQuery
 
 RESCUE_AFTER = timedelta(seconds=5)
 """How long an accepted job may wait for its first announcement to work before the sweep repeats it."""
@@ -86,20 +87,6 @@ class Accepted:
     sequence: int
     created_at: datetime
     transaction_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobQuery:
-    """A page of jobs, newest first."""
-
-    principal_id: UUID | None = None
-    state: str | None = None
-    resource: str | None = None
-    resource_id: UUID | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    before: UUID | None = None
-    limit: int = 20
 
 
 class Ledger:
@@ -281,29 +268,9 @@ class Ledger:
         return {row[0]: job_from(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)}).all()}
 
     def page(self, connection: Connection, query: JobQuery) -> list[Job]:
-        """One page of jobs, newest first."""
-        conditions = {
-            "principal_id": query.principal_id,
-            "state": query.state,
-            "resource": query.resource,
-            "resource_id": query.resource_id,
-        }
-        wanted: dict[str, Any] = {name: value for name, value in conditions.items() if value is not None}
-        clauses = [f"{name} = :{name}" for name in wanted]
-        bounds = {
-            "id < :before": query.before,
-            "created_at > :created_after": query.created_after,
-            "created_at < :created_before": query.created_before,
-        }
-        for clause, bound in bounds.items():
-            if bound is not None:
-                clauses.append(clause)
-                wanted[clause.rpartition(":")[2]] = bound
-        where = " AND ".join(clauses) or "true"
-        statement = text(f"SELECT {sql.JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT :limit")
-        return [
-            job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit}).all()
-        ]
+        """One page of jobs, newest first by their ids, which carry their time."""
+        statement, parameters = query.statement()
+        return [job_from(row) for row in connection.execute(statement, parameters).all()]
 
     def lanes_in_use(
         self, connection: Connection, lanes: Sequence[int], *, principal_id: UUID | None = None

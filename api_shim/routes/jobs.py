@@ -20,7 +20,8 @@ from models.errors import Gone, NotFound
 from models.identity.principals import Principal
 from models.ids import created_at, parse_id
 from models.job import Job, JobState
-from models.ledger import JobQuery, Ledger
+from models.job_query import JobQuery
+from models.ledger import Ledger
 
 RETENTION = timedelta(days=30)
 """How long a final job is kept at least; one older than this and not found is gone, not unknown."""

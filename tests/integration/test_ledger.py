@@ -25,7 +25,8 @@ from models.errors import (
 from models.ids import new_id
 from models.intake import Answer, Receipt
 from models.job import Operation, Priority, Submission, to_json
-from models.ledger import REANNOUNCE_AFTER, RESCUE_AFTER, JobQuery, Outcome
+from models.job_query import JobQuery
+from models.ledger import REANNOUNCE_AFTER, RESCUE_AFTER, Outcome
 from tests.kit.platform import Platform
 from tests.kit.tickets import BROKEN
 from tests.kit.waiting import wait_until
