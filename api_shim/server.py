@@ -84,7 +84,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
-        *Jobs(database, ledger, polls, threads, waiters, cursors, announcer).routes(),
+        *Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry).routes(),
         *CallbackEndpointRoutes(
             database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
         ).routes(),
