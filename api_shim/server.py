@@ -90,7 +90,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         EdgeCollector(database, lambda: container.standings.active),
     )
     metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
-    jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer)
+    jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),

@@ -59,7 +59,7 @@ class Container:
     @cached_property
     def registry(self) -> Registry:
         """Every resource that this process serves."""
-        return discover(self.settings.resources)
+        return discover(self.settings.resources, lambda: self.sealer)
 
     @cached_property
     def ledger(self) -> Ledger:

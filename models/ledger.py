@@ -59,6 +59,7 @@ class OpenJob:
     has_expired: bool
     request_id: str
     created_at: datetime
+    parent_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +307,7 @@ def accepted_job(submission: Submission, added: Accepted) -> Job:
         error=None,
         request_id=submission.request_id,
         sequence=added.sequence,
+        parent_id=submission.parent_id,
     )
 
 
@@ -320,6 +322,7 @@ def _row(submission: Submission) -> dict[str, Any]:
         "operation": submission.operation,
         "resource": submission.resource,
         "resource_id": submission.resource_id,
+        "parent_id": submission.parent_id,
         "principal_id": submission.principal.id,
         "door": submission.door,
         "priority": submission.priority,
@@ -365,5 +368,6 @@ def job_from(row: Sequence[Any]) -> Job:
         result=row[13],
         error=row[14],
         request_id=row[15],
-        sequence=row[16],
+        parent_id=row[16],
+        sequence=row[17],
     )

@@ -9,7 +9,7 @@ CLOCK = text("SELECT clock_timestamp()")
 
 COPIED = (
     "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
-    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent"
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id"
 )
 
 ACCEPT = text(f"""
@@ -57,7 +57,7 @@ OPEN_JOBS = text("""
 SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS text), if_match,
        attempt, crashes, announcements,
        state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
-       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at
+       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at, parent_id
 FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
 ORDER BY position LIMIT :limit
@@ -182,7 +182,7 @@ ORDER BY expires_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 
 JOB_COLUMNS = (
     "id, state, operation, resource, resource_id, principal_id, attempt, priority, created_at, run_at, "
-    "finished_at, expires_at, version, CAST(result AS text), error, request_id, sequence"
+    "finished_at, expires_at, version, CAST(result AS text), error, request_id, parent_id, sequence"
 )
 
 FIND = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")

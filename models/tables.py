@@ -86,6 +86,7 @@ jobs = Table(
     Column("operation", String(16), nullable=False),
     Column("resource", String(63), nullable=False),
     Column("resource_id", _ID, nullable=False),
+    Column("parent_id", _ID, comment="where its resource has a parent"),
     Column("principal_id", _ID, nullable=False),
     Column("door", String(8), nullable=False),
     Column("priority", String(8), nullable=False),

@@ -346,7 +346,8 @@ def _patch_of(update: Mapping[str, Any]) -> dict[str, Any]:
     properties = {}
     for member, schema in update.get("properties", {}).items():
         bare = {key: value for key, value in schema.items() if key != "default"}
-        takes_null = member in required or {"type": "null"} in bare.get("anyOf", ())
+        is_kept = member in required or bare.get("writeOnly") is True
+        takes_null = is_kept or {"type": "null"} in bare.get("anyOf", ())
         properties[member] = bare if takes_null else {"anyOf": [bare, {"type": "null"}]}
     patch = {key: value for key, value in update.items() if key not in ("required", "properties", "title")}
     return {

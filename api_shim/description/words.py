@@ -56,30 +56,41 @@ COMMON_WRITE_HEADERS = (
     ),
     header("traceparent", "W3C Trace Context; ignored where malformed.", {"type": "string"}),
 )
-WRITE_HEADERS = {
-    operation: COMMON_WRITE_HEADERS if operation is Operation.CREATE else (IF_MATCH, *COMMON_WRITE_HEADERS)
-    for operation in Operation
-}
 BULK_HEADERS = COMMON_WRITE_HEADERS
-WRITE_ERRORS = {
-    Operation.CREATE: (409, 410, 413, 415, 422),
-    Operation.REPLACE: (404, 409, 410, 412, 413, 415, 422),
-    Operation.PATCH: (404, 409, 410, 412, 413, 415, 422),
-    Operation.DELETE: (404, 409, 410, 412, 413, 415, 422),
-}
+
+
+def write_headers(operation: Operation, *, has_version: bool) -> tuple[Parameter, ...]:
+    """The headers of a write; without versions none can be demanded."""
+    if operation is Operation.CREATE or not has_version:
+        return COMMON_WRITE_HEADERS
+    return (IF_MATCH, *COMMON_WRITE_HEADERS)
+
+
+def write_errors(operation: Operation, *, has_parent: bool) -> tuple[int, ...]:
+    """The statuses that a write may be refused with, now or by its outcome."""
+    if operation is Operation.CREATE:
+        return (*((404,) if has_parent else ()), 409, 410, 413, 415, 422)
+    return (404, 409, 410, 412, 413, 415, 422)
+
+
+def operation_id(verb: str, name: str) -> str:
+    """How OpenAPI names an operation."""
+    return f"{verb}_{name}".replace("-", "_").replace(" ", "_")
+
 
 _ACCEPTED = Answer("Accepted: the job", "Job", ("Location", "Retry-After", "Idempotent-Replayed"))
 _ON_OUTCOME = ("Preference-Applied", "Idempotent-Replayed")
 
 
-def write_answers(operation: Operation, schema: str) -> dict[int, Answer]:
+def write_answers(operation: Operation, schema: str, *, has_version: bool) -> dict[int, Answer]:
     """The good answers to a write."""
+    tag = ("ETag",) if has_version else ()
     if operation is Operation.CREATE:
-        done = {201: Answer("Applied within `Prefer: wait`", schema, ("Location", "ETag", *_ON_OUTCOME))}
+        done = {201: Answer("Applied within `Prefer: wait`", schema, ("Location", *tag, *_ON_OUTCOME))}
     elif operation is Operation.DELETE:
         done = {204: Answer("Applied within `Prefer: wait`", None, _ON_OUTCOME)}
     else:
-        done = {200: Answer("Applied within `Prefer: wait`", schema, ("ETag", *_ON_OUTCOME))}
+        done = {200: Answer("Applied within `Prefer: wait`", schema, (*tag, *_ON_OUTCOME))}
     return {202: _ACCEPTED, **done}
 
 
