@@ -56,7 +56,7 @@ def cancel(job_id: UUID) -> None:
 def redrive(job_id: UUID) -> None:
     """Queue a dead job again, at the end of its lane."""
     with _container() as container, container.database.transaction() as connection:
-        container.ledger.redrive(connection, job_id)
+        container.ledger.redrive(connection, {job_id: None})
     click.echo(f"queued {job_id} again")
 
 

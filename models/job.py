@@ -146,6 +146,8 @@ class Job:
     Attributes:
         result: JSON text of the instance as this job left it; None until it succeeded.
         sequence: Ledger-wide number of this job's last change; its ETag and event id.
+        attempts: Those that failed, in their order: ``generation, attempt, at, reason``; None where none did.
+        generation: 1, and one more for each redrive.
     """
 
     id: UUID
@@ -165,6 +167,8 @@ class Job:
     error: dict[str, Any] | None
     request_id: str
     sequence: int
+    attempts: list[dict[str, Any]] | None = None
+    generation: int = 1
 
     @property
     def is_done(self) -> bool:
@@ -193,6 +197,10 @@ class Job:
             document["result"] = orjson.Fragment(self.result)
         if self.error is not None:
             document["error"] = self.error
+        if self.attempts:
+            document["attempts"] = self.attempts
+        if self.generation > 1:
+            document["generation"] = self.generation
         document["resultUrl"] = f"/api/v1/jobs/{self.id}/result"
         document["requestId"] = self.request_id
         document["sequence"] = self.sequence

@@ -43,4 +43,8 @@ INVALID_REQUESTS = Counter(
     "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
 )
 
+DEAD_MESSAGES = Counter(
+    "waybill_dead_messages_total", "Messages collected from the broker's dead-letter queue", ["reason"]
+)
+
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])

@@ -20,6 +20,7 @@ from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
 from models.errors import ConfigurationError
 from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
+from models.retry import RetryPolicy
 from models.service import ResourceService
 from models.tables import metadata
 
@@ -63,6 +64,7 @@ class ResourceType:
         service: Business rules beyond the schemas.
         permissions: Which role may do what; the default gives users their own instances.
         searchable: Columns that ``?q=`` looks into.
+        retry: How often and how soon a faulty attempt is repeated; None: as everybody's.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ResourceType:
     service: type[ResourceService] = ResourceService
     permissions: Permissions = field(default_factory=lambda: DEFAULT_PERMISSIONS)
     searchable: tuple[str, ...] = ("name", "description")
+    retry: RetryPolicy | None = None
     _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
