@@ -16,6 +16,8 @@ from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.dead_letters import DeadLetterRoutes
+from api_shim.routes.explain import Explain, QueueLook, unknown_queue
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
 from api_shim.routes.metrics import BacklogCollector, Metrics
@@ -59,13 +61,20 @@ class Edge:
         self.waiters.end()
 
 
-def build(container: Container, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> Edge:
+def build(
+    container: Container,
+    announcer: JobAnnouncer,
+    checks: Sequence[ReadinessCheck] = (),
+    *,
+    look: QueueLook = unknown_queue,
+) -> Edge:
     """Put the edge together; opens no connection.
 
     Args:
         container: This process's collaborators; its pool should hold :data:`POOL_SIZE` connections.
         announcer: Told of every accepted job.
         checks: What else must be so for ready, beside the database: broker, queues, workers.
+        look: Asks the broker about a queue, for explaining.
     """
     database, ledger, registry = container.database, container.ledger, container.registry
     intake = intake_batcher(container.intake, announcer)
@@ -85,6 +94,8 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *Jobs(database, ledger, polls, threads, waiters, cursors, announcer).routes(),
+        *Explain(database, polls, threads, scrapes, look).routes(),
+        *DeadLetterRoutes(database, polls, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
             database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
         ).routes(),

@@ -44,7 +44,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _run(work: Any, ids: int) -> None:
-    """Run a task's work. While the database is away or busy its message is let go: the sweep announces again."""
+    """Run a task's work. While the database is away or busy its message is let go: the sweep repeats it."""
     try:
         work()
     except Transient as error:
