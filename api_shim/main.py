@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.routes.explain import QueueLook, unknown_queue
 from api_shim.routes.health import ReadinessCheck
 from api_shim.server import POOL_SIZE, bound_socket, build, server_of
 from models import log
@@ -37,19 +38,25 @@ def run(settings: Settings) -> int:
         return await asyncio.to_thread(presence.missing)
 
     try:
-        return serve(settings, announcer, [ReadinessCheck("broker", what_is_missing)])
+        return serve(settings, announcer, [ReadinessCheck("broker", what_is_missing)], look=presence.queue)
     finally:
         announcer.close()
         presence.close()
 
 
-def serve(settings: Settings, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> int:
-    """Serve with this announcer and these readiness checks, until told to stop."""
+def serve(
+    settings: Settings,
+    announcer: JobAnnouncer,
+    checks: Sequence[ReadinessCheck] = (),
+    *,
+    look: QueueLook = unknown_queue,
+) -> int:
+    """Serve with this announcer, these readiness checks and this look at queues, until told to stop."""
     log.configure(settings.log_level)
     _take_all_file_descriptors()
     container = Container(settings, role="api", pool_size=POOL_SIZE)
     listener = bound_socket(settings)
-    edge = build(container, announcer, checks)
+    edge = build(container, announcer, checks, look=look)
     host, port = listener.getsockname()[:2]
     server = server_of(edge, host, port)
     # uvicorn raises the signal again once it has stopped; that must not end us before we let go.

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from uvicorn import Config
 
@@ -17,10 +18,12 @@ from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.dead_letters import DeadLetterRoutes
 from api_shim.routes.deliveries import Deliveries
 from api_shim.routes.events import Events
+from api_shim.routes.explain import Explain, QueueLook, unknown_queue
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
-from api_shim.routes.jobs import Jobs, poll_batcher
+from api_shim.routes.jobs import Jobs, own_job, poll_batcher
 from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics, OutboxCollector
 from api_shim.routes.reads import Reads, load_batcher
 from api_shim.routes.stream import Stream
@@ -64,13 +67,20 @@ class Edge:
         self.hub.end()
 
 
-def build(container: Container, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> Edge:
+def build(
+    container: Container,
+    announcer: JobAnnouncer,
+    checks: Sequence[ReadinessCheck] = (),
+    *,
+    look: QueueLook = unknown_queue,
+) -> Edge:
     """Put the edge together; opens no connection.
 
     Args:
         container: This process's collaborators; its pool should hold :data:`POOL_SIZE` connections.
         announcer: Told of every accepted job.
         checks: What else must be so for ready, beside the database: broker, queues, workers.
+        look: Asks the broker about a queue, for explaining.
     """
     database, ledger, registry = container.database, container.ledger, container.registry
     intake = intake_batcher(container.intake, announcer)
@@ -96,7 +106,9 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
-        *Events(jobs.own, hub.watches, hub.audience, authentication).routes(),
+        *Events(partial(own_job, polls), hub.watches, hub.audience, authentication).routes(),
+        *Explain(database, polls, threads, scrapes, look).routes(),
+        *DeadLetterRoutes(database, polls, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
             database,
             container.endpoints,

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import cached_property
 
 from models.database import Database
+from models.dead_letters.redriving import Redriver
 from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
@@ -92,6 +93,11 @@ class Container:
     def intake(self) -> Intake:
         """Turns submissions into jobs."""
         return Intake(self.database, self.ledger, self.registry, self.endpoints)
+
+    @cached_property
+    def redriver(self) -> Redriver:
+        """Redrives and discards dead letters."""
+        return Redriver(self.database, self.ledger, self.registry, self.users)
 
     @cached_property
     def tokens(self) -> Tokens:

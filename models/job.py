@@ -149,6 +149,8 @@ class Job:
         result: JSON text of the instance as this job left it; None until it succeeded.
         parent_id: The parent's instance, where the resource has a parent.
         sequence: Ledger-wide number of this job's last change; its ETag and event id.
+        attempts: Those that failed, in their order: ``generation, attempt, at, reason``; None where none did.
+        generation: 1, and one more for each redrive.
     """
 
     id: UUID
@@ -168,6 +170,8 @@ class Job:
     error: dict[str, Any] | None
     request_id: str
     sequence: int
+    attempts: list[dict[str, Any]] | None = None
+    generation: int = 1
     parent_id: UUID | None = None
 
     @property
@@ -197,6 +201,10 @@ class Job:
             document["result"] = orjson.Fragment(self.result)
         if self.error is not None:
             document["error"] = self.error
+        if self.attempts:
+            document["attempts"] = self.attempts
+        if self.generation > 1:
+            document["generation"] = self.generation
         document["resultUrl"] = f"/api/v1/jobs/{self.id}/result"
         document["requestId"] = self.request_id
         document["sequence"] = self.sequence

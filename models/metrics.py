@@ -43,6 +43,10 @@ INVALID_REQUESTS = Counter(
     "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
 )
 
+DEAD_MESSAGES = Counter(
+    "waybill_dead_messages_total", "Messages collected from the broker's dead-letter queue", ["reason"]
+)
+
 REFUSALS = Counter("waybill_http_refusals_total", "Requests that were refused, by error", ["error"])
 
 DATABASE_SECONDS = Histogram(

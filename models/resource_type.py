@@ -26,6 +26,7 @@ from models.effects import ThirdPartyEffect
 from models.errors import ConfigurationError
 from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
 from models.ids import lane_key
+from models.retry import RetryPolicy
 from models.schema import is_write_only, takes_object
 from models.service import ResourceService
 from models.tables import metadata
@@ -87,6 +88,7 @@ class ResourceType:
         searchable: Columns that ``?q=`` looks into.
         effects: Calls to third parties that follow from changes; see ``models/effects.py``.
         sortable: Columns (never null, seen by callers) that ``?sort=`` orders by.
+        retry: How often and how soon a faulty attempt is repeated; None: as everybody's.
     """
 
     name: str
@@ -101,6 +103,7 @@ class ResourceType:
     searchable: tuple[str, ...] = ("name", "description")
     effects: tuple[ThirdPartyEffect, ...] = ()
     sortable: tuple[str, ...] = ("created_at", "name")
+    retry: RetryPolicy | None = None
     _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

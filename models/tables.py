@@ -108,6 +108,11 @@ jobs = Table(
     Column("reply_to", Text),
     Column("correlation_id", Text),
     Column("traceparent", Text),
+    Column("generation", Integer, nullable=False, server_default=text("1"), comment="grows with a redrive"),
+    Column("attempts", JSONB, comment="attempts that failed, with reason and time"),
+    Column("crash_log", JSONB, comment="attempts recorded beforehand: worker, time and, where known, signal"),
+    Column("announced_at", ARRAY(_TIME), comment="the sweep's latest announcements"),
+    Column("discarded_at", _TIME, comment="when an operator put a dead job away for good"),
     CheckConstraint(_one_of("state", JobState), name="state"),
     Index("idx_jobs_principal_id", "principal_id", "id"),
     Index("idx_jobs_instance", "resource", "resource_id", "id"),
@@ -123,6 +128,8 @@ jobs = Table(
         "expires_at",
         postgresql_where=text("expires_at IS NOT NULL AND announce_at IS NOT NULL"),
     ),
+    Index("idx_jobs_dead", "finished_at", "id", postgresql_where=text("state = 'dead'")),
+    Index("idx_jobs_dead_lane", "lane", "position", postgresql_where=text("state = 'dead'")),
 )
 
 job_events = Table(
@@ -203,6 +210,42 @@ deliveries = Table(
         "id",
         postgresql_where=text("endpoint_id IS NOT NULL"),
     ),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("at", _TIME, nullable=False, server_default=_NOW),
+    Column("actor_id", _ID, comment="null for the command line"),
+    Column("actor", Text, nullable=False, comment="email, or the system user of a command"),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False, comment="what it was done to, as it was named"),
+    Column("outcome", String(16), nullable=False),
+    Column("reason", Text),
+    Column("detail", JSONB),
+    Column("error", JSONB, comment="the problem that it was refused with"),
+    Column("request_id", String(128)),
+    CheckConstraint(_one_of("outcome", ("done", "foreseen", "refused")), name="outcome"),
+    Index("idx_audit_subject", "subject", "id"),
+)
+
+dead_messages = Table(
+    "dead_messages",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True, comment="one row, if collected twice"),
+    Column("collected_at", _TIME, nullable=False, server_default=_NOW),
+    Column("queue", Text, comment="where it died"),
+    Column("reason", Text, comment="the broker's word: rejected, delivery_limit, expired, maxlen"),
+    Column("task", Text, comment="null where it is no Celery message"),
+    Column("ids", ARRAY(_ID), nullable=False, comment="of the jobs or deliveries that it announced"),
+    Column("findings", JSONB, nullable=False, comment="how many of them the ledger held, by state"),
+    Column("headers", JSONB),
+    Column("content_type", Text),
+    Column("size", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False, comment="the first MiB of it"),
+    Index("idx_dead_messages_collected_at", "collected_at"),
 )
 
 breakers = Table(

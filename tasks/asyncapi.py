@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from models.deliveries.outbox import RESOLVED
 from models.errors import PROBLEM_MEDIA_TYPE, Refusal
 from models.job import FINAL, JobState, Operation, Priority
 from models.registry import Registry
@@ -173,7 +174,7 @@ def _outgoing_channels(resources: Iterable[str]) -> dict[str, Any]:
             "parameters": {
                 "resource": {"enum": list(resources)},
                 "operation": {"enum": [str(one) for one in Operation]},
-                "state": {"enum": [str(one) for one in JobState]},
+                "state": {"enum": [*(str(one) for one in JobState), RESOLVED]},
             },
             "messages": {"job.event": _reference("messages", "job.event")},
             "bindings": {"amqp": _routed(EVENTS, "topic")},
@@ -301,6 +302,8 @@ def _job() -> dict[str, Any]:
         "version": {"type": "integer", "description": "The version that it made or read."},
         "result": {"type": "object", "description": "What a read found."},
         "error": {"$ref": _SCHEMAS + "Problem"},
+        "attempts": {"type": "array", "items": {"type": "object"}, "description": "Those that failed."},
+        "generation": {"type": "integer", "description": "Where it was redriven: 2 and more."},
     }
     return {"type": "object", "required": list(properties), "properties": properties | optional}
 
@@ -338,13 +341,18 @@ def _job_event() -> dict[str, Any]:
         "specversion": {"const": "1.0"},
         "id": _TEXT,
         "source": _TEXT,
-        "type": {**_TEXT, "enum": [f"job.{state}" for state in JobState]},
+        "type": {**_TEXT, "enum": [f"job.{word}" for word in (*JobState, RESOLVED)]},
         "subject": {**_UUID, "description": "The job's id."},
         "time": _TIME,
         "datacontenttype": {"const": "application/json"},
         "data": {"$ref": _SCHEMAS + "Job"},
     }
-    return {"type": "object", "required": list(properties), "properties": properties}
+    resolution = {**_TEXT, "enum": ["redriven", "discarded"], "description": "Of a dead letter."}
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": {**properties, "resolution": resolution},
+    }
 
 
 # ---- pieces ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from models.errors import Conflict, Contention, Forbidden, NotFound, Refusal
+from models.errors import Conflict, Contention, Forbidden, NotFound, PreconditionFailed, Refusal
 from models.identity.principals import Action, Principal
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
@@ -47,6 +47,9 @@ class Batch:
         registry: Services and repositories by resource.
         principals: Who is allowed to act at this moment, by id.
         now: The database's time, read after the locks.
+
+    Attributes:
+        unprepared: Jobs that were refused for what they found, or did not find, in their lane.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Batch:
         self._now = now
         self._instances: dict[_Key, Row | None] = {}
         self._buried: dict[_Key, int] = {}
+        self.unprepared: dict[UUID, OpenJob] = {}
 
     def run(self, jobs: Sequence[OpenJob]) -> list[Outcome]:
         """Apply ``jobs``, which are in the order of their lanes; the outcome of every one."""
@@ -122,6 +126,8 @@ class Batch:
                 change = service.apply(self._work(job), run.after)
             except Refusal as refusal:
                 run.outcomes.append(_refused(job, refusal))
+                if _is_about_the_lane(job, refusal):
+                    self.unprepared[job.id] = job
                 continue
             run.after = change.row
             if change.effect is Effect.INSERT:
@@ -232,6 +238,16 @@ def _key_of(job: OpenJob) -> _Key:
 def _row(run: _Run) -> Row:
     assert run.after is not None  # noqa: S101 - inserts and updates leave a row
     return run.after
+
+
+def _is_about_the_lane(job: OpenJob, refusal: Refusal) -> bool:
+    """Whether what earlier jobs of the lane did, or did not do, may be why: existence, version, status.
+
+    A version that has passed is somebody else's doing; one that was never made may be a predecessor's.
+    """
+    if isinstance(refusal, PreconditionFailed):
+        return job.if_match is not None and job.if_match > refusal.current_version
+    return isinstance(refusal, NotFound | Conflict)
 
 
 def _refused(job: OpenJob, refusal: Refusal) -> Outcome:

@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from models import metrics
 from models.database import Database
-from models.deliveries.outbox import Delivery, DeliveryKind, Outbox, ToldEvent
+from models.deliveries.outbox import RESOLVED, Delivery, DeliveryKind, Outbox, ToldEvent
 from models.errors import BrokerUnavailable
-from models.job import to_json
+from models.job import JobState, to_json
 from tasks.names import EVENTS
 from tasks.publisher import Publisher
 from tasks.sending import Sending
@@ -127,9 +128,10 @@ class Deliverer:
     def _publish_each(self, connection: Connection, key: str, sequences: Sequence[int]) -> bool:
         """Publish the events of one key, in order; whether anybody listens."""
         is_heard = False
+        is_resolved = key.endswith("." + RESOLVED)
         for sequence, event in self._outbox.events(connection, sequences).items():
             is_heard = self._publisher.message(
-                cloud_event(sequence, event),
+                resolved_event(sequence, event) if is_resolved else cloud_event(sequence, event),
                 exchange=EVENTS,
                 routing_key=key,
                 content_type=_CLOUD_EVENT,
@@ -139,18 +141,27 @@ class Deliverer:
 
 def cloud_event(sequence: int, event: ToldEvent) -> bytes:
     """A job event as a CloudEvent 1.0 in structured JSON; its id is the same at every attempt."""
-    job = event.job
-    document = {
+    return to_json(_cloud_event(f"{event.job.id}.{sequence}", f"job.{event.job.state}", event))
+
+
+def resolved_event(sequence: int, event: ToldEvent) -> bytes:
+    """A dead letter that needs no attention any more: its redriven job ended, or it was discarded."""
+    document = _cloud_event(f"{event.job.id}.{sequence}.{RESOLVED}", f"job.{RESOLVED}", event)
+    resolution = "discarded" if event.job.state is JobState.DEAD else "redriven"
+    return to_json({**document, "resolution": resolution})
+
+
+def _cloud_event(identifier: str, kind: str, event: ToldEvent) -> dict[str, Any]:
+    return {
         "specversion": "1.0",
-        "id": f"{job.id}.{sequence}",
+        "id": identifier,
         "source": "/api/v1/jobs",
-        "type": f"job.{job.state}",
-        "subject": str(job.id),
+        "type": kind,
+        "subject": str(event.job.id),
         "time": event.at,
         "datacontenttype": "application/json",
-        "data": job.document(with_result=False),
+        "data": event.job.document(with_result=False),
     }
-    return to_json(document)
 
 
 def _clock(connection: Connection) -> datetime:

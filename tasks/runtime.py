@@ -1,5 +1,6 @@
 """What a worker process is made of: the container's pieces that tasks need, made after the fork."""
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from models.container import Container
 from models.deliveries.outbox import DeliveryKind, Outbox
 from models.settings import Settings
 from tasks.announcer import Announcer
-from tasks.applier import Applier
+from tasks.applier import Applier, worker_name
 from tasks.courier import CallbackCourier
 from tasks.deliverer import Deliverer
 from tasks.effect_courier import EffectCourier
@@ -23,6 +24,7 @@ from tasks.sending import Sending
 from tasks.service_client import ServiceClient
 from tasks.webhook import WebhookSender, trust
 
+_log = logging.getLogger("waybill.tasks")
 _PRIORITIES = {queue: priority for priority, queue in JOB_QUEUES.items()}
 
 POOL_SIZE = 12
@@ -63,6 +65,18 @@ class Runtime:
         pieces = self._pieces()
         applied = pieces.applier.apply(job_ids, are_suspect=are_suspect, fill_with=_PRIORITIES.get(queue))
         pieces.announcer.deliveries(applied.delivery_ids)
+
+    def witness(self, job_ids: Sequence[str], pid: int, cause: str) -> None:
+        """Tell the ledger what killed the child ``pid``. In Celery's main process; never raises."""
+        _log.error("worker lost", extra={"worker": worker_name(pid), "cause": cause, "jobs": len(job_ids)})
+        try:
+            container = self._pieces().container
+            with container.database.transaction() as connection:
+                container.ledger.witness_crash(
+                    connection, [UUID(one) for one in job_ids], worker_name(pid), cause
+                )
+        except Exception:
+            _log.exception("what killed a worker could not be recorded")
 
     def deliver(self, delivery_ids: Sequence[UUID]) -> None:
         """Send deliveries."""

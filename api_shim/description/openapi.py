@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api_shim.description.dead_letters import letter_schemas
 from api_shim.description.docs_page import page
 from api_shim.description.words import RESPONSE_HEADERS
 from api_shim.web.http import Request, Response, json_response
@@ -46,6 +47,13 @@ _PROBLEM = {
         "requestId": {"type": ["string", "null"]},
         "retryAfter": {"type": "integer"},
         "currentVersion": {"type": "integer", "description": "with 412"},
+        "reason": {"type": "string", "description": "`predecessorFailed`: the job ahead of it ended dead"},
+        "predecessor": {**_UUID, "description": "that job"},
+        "evidence": {
+            "type": "array",
+            "description": "of a job that killed its workers: worker, time, and signal where it was seen",
+            "items": {"type": "object"},
+        },
     },
 }
 _JOB = {
@@ -70,6 +78,21 @@ _JOB = {
         "version": {"type": "integer", "description": "The version of the instance that this job made."},
         "result": {"type": "object", "description": "The instance as this job left it."},
         "error": {"$ref": _COMPONENTS + "Problem"},
+        "attempts": {
+            "type": "array",
+            "description": "Attempts that failed for a passing or unknown reason, where there were any.",
+            "items": {
+                "type": "object",
+                "required": ["generation", "attempt", "at", "reason"],
+                "properties": {
+                    "generation": {"type": "integer"},
+                    "attempt": {"type": "integer"},
+                    "at": _TIME,
+                    "reason": {"type": "string"},
+                },
+            },
+        },
+        "generation": {"type": "integer", "minimum": 2, "description": "Where it was redriven."},
         "resultUrl": {"type": "string"},
         "requestId": {"type": "string"},
         "sequence": {"type": "integer", "description": "Number of its last change; its ETag."},
@@ -84,14 +107,7 @@ _BULK_ANSWER = {
             "items": {
                 "anyOf": [
                     {"$ref": _COMPONENTS + "Job"},
-                    {
-                        "type": "object",
-                        "required": ["index", "error"],
-                        "properties": {
-                            "index": {"type": "integer", "description": "place of the refused operation"},
-                            "error": {"$ref": _COMPONENTS + "Problem"},
-                        },
-                    },
+                    {"$ref": _COMPONENTS + "RefusedInPlace"},
                 ]
             },
         }
@@ -317,6 +333,7 @@ def _schemas(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
                 _add(schemas, answer.schema.__name__, answer.schema, "serialization")
     schemas["JobPage"] = _page_of("Job")
     schemas["BulkAnswer"] = _BULK_ANSWER
+    schemas |= letter_schemas(_COMPONENTS)
     for resource in registry:
         name = resource.type.name
         _add(schemas, f"{name}.Create", resource.type.create, "validation")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
 from api_shim.announcing import JobAnnouncer
@@ -66,7 +67,7 @@ class Jobs:
 
     async def get(self, request: Request) -> Response:
         """Poll, or long-poll: with ``Prefer: wait`` and ``If-None-Match`` until the job has changed."""
-        job = await self.own(request)
+        job = await own_job(self._polls, request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         seen = request.listed_header(b"if-none-match")
         is_known = request_headers.matches_any(seen, job.sequence)
@@ -80,7 +81,7 @@ class Jobs:
 
     async def result(self, request: Request) -> Response:
         """The outcome as a synchronous API would have said it; 202 until there is one."""
-        job = await self.own(request)
+        job = await own_job(self._polls, request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         headers = [NO_STORE]
         if wait is not None:
@@ -92,7 +93,7 @@ class Jobs:
 
     async def cancel(self, request: Request) -> Response:
         """Withdraw a job that is not final: 200, or 409 where it is."""
-        job = await self.own(request)
+        job = await own_job(self._polls, request)
         cancelled, deliveries = await self._threads.call(self._cancel, job.id)
         self._announcer.deliveries(deliveries)
         return outcomes.polled(cancelled)
@@ -138,26 +139,6 @@ class Jobs:
     def _read_page(self, wanted: JobQuery) -> list[Job]:
         with self._database.snapshot() as connection:
             return self._ledger.page(connection, wanted)
-
-    async def own(self, request: Request) -> Job:
-        """The job in the path, which must be the caller's (an admin's: anybody's).
-
-        Raises:
-            NotFound: It was never accepted, or is somebody else's.
-            Gone: It is past retention.
-        """
-        identifier = parse_id(request.parameters["id"])
-        if identifier is None:
-            raise NotFound(_NO_JOB)
-        job = await self._polls.call(identifier)
-        if job is None:
-            born = created_at(identifier)
-            if born is not None and born < datetime.now(UTC) - RETENTION:
-                raise Gone("The job is past its retention")
-            raise NotFound(_NO_JOB)
-        if not may_see(job, request.principal):
-            raise NotFound(_NO_JOB)
-        return job
 
     def routes(self) -> Iterator[Route]:
         """The job routes."""
@@ -230,7 +211,33 @@ _NO_JOB = "There is no such job"
 _STATES = tuple(str(state) for state in JobState)
 
 
-def may_see(job: Job, principal: Principal) -> bool:
+async def own_job(polls: Batcher[UUID, Job | None], request: Request) -> Job:
+    """The job in the path, which must be the caller's (an admin's: anybody's).
+
+    Raises:
+        NotFound: It was never accepted, or is somebody else's.
+        Gone: It is past retention.
+    """
+    identifier = parse_id(request.parameters["id"])
+    if identifier is None:
+        raise NotFound(_NO_JOB)
+    job = await polls.call(identifier)
+    if job is None:
+        born = created_at(identifier)
+        if born is not None and born < datetime.now(UTC) - RETENTION:
+            raise Gone("The job is past its retention")
+        raise NotFound(_NO_JOB)
+    if not may_see(job, request.principal):
+        raise NotFound(_NO_JOB)
+    return job
+
+
+class _Owned(Protocol):
+    @property
+    def principal_id(self) -> UUID: ...
+
+
+def may_see(job: _Owned, principal: Principal) -> bool:
     """Whether the job is the caller's to see: the one who handed it in, and every admin."""
     return job.principal_id == principal.id or principal.is_admin
 

@@ -15,11 +15,17 @@ from sqlalchemy import Connection, text
 
 from models.database import array
 from models.ids import new_id
-from models.job import Job, JobState, Operation, to_json
+from models.job import FINAL, Job, JobState, Operation, to_json
 from models.ledger import REANNOUNCE_AFTER, job_from
 
 CLAIM = timedelta(seconds=60)
 """A claimed delivery is announced again after this, unless it was settled: longer than any send may take."""
+
+
+RESOLVED = "resolved"
+"""Last word of the key of the event that says: this dead letter needs nobody's attention any more."""
+
+_ENDS = ",".join(sorted(str(state) for state in FINAL - {JobState.DEAD}))
 
 
 class DeliveryKind(StrEnum):
@@ -110,7 +116,11 @@ class Outbox:
         return bodies
 
     def event_keys(self, connection: Connection, sequences: Sequence[int]) -> dict[str, list[int]]:
-        """Job events by the routing key that announces them: ``{resource}.{operation}.{state}``."""
+        """Job events by the routing keys that announce them: ``{resource}.{operation}.{state}``.
+
+        The end of a redriven job that is not dead again, and a discard, also (only) have a key that ends
+        in :data:`RESOLVED`.
+        """
         keys: dict[str, list[int]] = {}
         for key, sequence in connection.execute(_EVENT_KEYS, {"sequences": array(sequences)}).all():
             keys.setdefault(key, []).append(sequence)
@@ -270,9 +280,14 @@ FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
 WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 """)
 
-_EVENT_KEYS = text("""
-SELECT j.resource || '.' || j.operation || '.' || t.state, t.sequence
+_EVENT_KEYS = text(f"""
+SELECT j.resource || '.' || j.operation || '.' || told.word, t.sequence
 FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
+CROSS JOIN LATERAL (
+    SELECT t.state WHERE t.detail IS NULL OR NOT t.detail ? 'discarded'
+    UNION ALL
+    SELECT '{RESOLVED}' WHERE t.detail ? 'discarded' OR (j.generation > 1 AND t.state = ANY('{{{_ENDS}}}'))
+) AS told(word)
 WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 """)
 

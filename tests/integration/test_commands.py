@@ -59,7 +59,7 @@ def test_dead_job_is_listed_and_redriven(run: Run, platform: Platform) -> None:
     listed = run("dead-letters").output
     assert str(job_id) in listed
     assert "it broke" in listed
-    assert run("jobs", "redrive", str(job_id)).exit_code == 0
+    assert run("dead-letters", "redrive", str(job_id), "--reason", "mended").exit_code == 0
     assert platform.states([job_id]) == ["queued"]
 
 

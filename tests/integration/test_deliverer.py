@@ -303,7 +303,7 @@ def test_events_tell_each_end_of_a_redriven_job_as_it_was(
     platform.applier().apply([job], are_suspect=True)
     deliverer.deliver(ids(platform, "events"))
     with platform.database.transaction() as connection:
-        platform.ledger.redrive(connection, job)
+        platform.ledger.redrive(connection, {job: None})
     platform.applier().apply([job])
     deliverer.deliver(ids(platform, "events"))
     told = [json.loads(listener.message().body)["type"] for _ in range(2)]
