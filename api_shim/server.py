@@ -17,19 +17,22 @@ from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.deliveries import Deliveries
 from api_shim.routes.events import Events
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
-from api_shim.routes.metrics import BacklogCollector, Metrics
+from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics, OutboxCollector
 from api_shim.routes.reads import Reads, load_batcher
 from api_shim.routes.stream import Stream
 from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.web.app import App
+from api_shim.web.cors import Cors
 from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
 from models.container import Container
 from models.cursor import Cursors
+from models.deliveries.outbox import Outbox
 from models.errors import ConfigurationError
 from models.settings import Settings
 
@@ -81,9 +84,12 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     authentication = Authentication(container.tokens, container.standings)
     cursors = Cursors(container.key("cursor"))
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
-    metrics = Metrics(
-        BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
+    gauges = (
+        BacklogCollector(database, ledger),
+        OutboxCollector(database, Outbox()),
+        EdgeCollector(database, lambda: container.standings.active),
     )
+    metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
     jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
@@ -92,8 +98,13 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         *jobs.routes(),
         *Events(jobs.own, hub.watches, hub.audience, authentication).routes(),
         *CallbackEndpointRoutes(
-            database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
+            database,
+            container.endpoints,
+            threads,
+            cursors,
+            allow_private=container.settings.callback_allow_private,
         ).routes(),
+        *Deliveries(database, container.endpoints, threads, cursors, announcer).routes(),
         *Auth(
             database,
             container.sign_in,
@@ -114,7 +125,13 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
             await asyncio.to_thread(room.close)
 
     stream = Stream(hub, polls.call, authentication)
-    app = App(Router(routes), [authentication], sockets={stream.route.path: stream}, on_stop=[stop])
+    app = App(
+        Router(routes),
+        [authentication],
+        cors=Cors(container.settings.cors_origins),
+        sockets={stream.route.path: stream},
+        on_stop=[stop],
+    )
     return Edge(app, health, hub)
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import cached_property
 
 from models.database import Database
+from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
 from models.identity.keys import derived_key, jwk_set_watch, load_jwk_set
@@ -63,12 +64,24 @@ class Container:
     @cached_property
     def ledger(self) -> Ledger:
         """The only writer of job states."""
-        return Ledger()
+        return Ledger(
+            [
+                (resource.type.name, operation, effect.name)
+                for resource in self.registry
+                for effect in resource.type.effects
+                for operation in sorted(effect.operations)
+            ]
+        )
 
     @cached_property
     def endpoints(self) -> CallbackEndpoints:
         """Callback endpoints."""
-        return CallbackEndpoints()
+        return CallbackEndpoints(self.endpoint_secrets, self.settings.callback_endpoints_per_user)
+
+    @cached_property
+    def endpoint_secrets(self) -> EndpointSecrets:
+        """What signs callbacks."""
+        return EndpointSecrets(self.sealer)
 
     @cached_property
     def users(self) -> Users:
@@ -126,6 +139,18 @@ class Container:
     def retry_policy(self) -> RetryPolicy:
         """What to do about failed attempts."""
         return RetryPolicy()
+
+    def check_services(self) -> None:
+        """See that every third party that an effect names is known.
+
+        Raises:
+            ConfigurationError: One is not; the message names it.
+        """
+        for (resource, name), effect in self.registry.effects().items():
+            if effect.service not in self.settings.services:
+                raise ConfigurationError(
+                    f"WAYBILL_SERVICES: {effect.service} is missing, which effect {name} of {resource} calls"
+                )
 
     def key(self, purpose: str) -> bytes:
         """32 secret bytes for one purpose, the same in every process of this installation."""

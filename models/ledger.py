@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, exc, text
 
 from models import ledger_statements as sql
 from models.database import array
@@ -103,7 +103,16 @@ class JobQuery:
 
 
 class Ledger:
-    """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls."""
+    """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls.
+
+    Args:
+        effects: Which effects on third parties follow from a success: resource, operation, effect.
+    """
+
+    def __init__(self, effects: Sequence[tuple[str, Operation, str]] = ()) -> None:
+        self._has_effects = bool(effects)
+        keys = ("resource", "operation", "effect")
+        self._effects = to_json([dict(zip(keys, one, strict=True)) for one in effects]).decode()
 
     # ---- accept ------------------------------------------------------------------------
 
@@ -119,7 +128,10 @@ class Ledger:
 
     def is_under_way(self, connection: Connection, transaction_id: int) -> bool:
         """Whether the transaction of an acceptance is neither committed nor rolled back yet."""
-        found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        try:
+            found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        except exc.DataError:  # a server that crashed has forgotten an id that it never had to write down
+            return False
         return bool(found.scalar_one())
 
     # ---- apply -------------------------------------------------------------------------
@@ -175,8 +187,8 @@ class Ledger:
         """The one door to a final state: outcome, event and deliveries, written together.
 
         Returns:
-            Ids of the callbacks and replies to announce once the transaction is committed. Job events
-            are left to the sweep, which gathers those of many batches.
+            Ids of the callbacks, replies and effects to announce once the transaction is committed. Job
+            events are left to the sweep, which gathers those of many batches.
 
         Raises:
             Contention: One of the jobs was final already. Nothing may be committed then.
@@ -187,7 +199,15 @@ class Ledger:
         changed, delivery_ids, _ = connection.execute(sql.FINISH, {"outcomes": document}).one()
         if changed != len(outcomes):
             raise Contention("a job reached its final state elsewhere")
-        return list(delivery_ids or ())
+        return [*(delivery_ids or ()), *self._write_effects(connection, outcomes)]
+
+    def _write_effects(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[UUID]:
+        """Write what follows from successes to third parties; asks nothing where no resource declares any."""
+        succeeded = [one.job_id for one in outcomes if one.state is JobState.SUCCEEDED]
+        if not self._has_effects or not succeeded:
+            return []
+        parameters = {"ids": array(succeeded), "declared": self._effects}
+        return [row[0] for row in connection.execute(sql.EFFECTS, parameters).all()]
 
     def retry_later(
         self,

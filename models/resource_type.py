@@ -1,6 +1,7 @@
 """What a resource declares: table, schemas, service, permissions. The registry finds the declarations."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
+from models.effects import ThirdPartyEffect
 from models.errors import ConfigurationError
 from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
 from models.service import ResourceService
@@ -63,6 +65,7 @@ class ResourceType:
         service: Business rules beyond the schemas.
         permissions: Which role may do what; the default gives users their own instances.
         searchable: Columns that ``?q=`` looks into.
+        effects: Calls to third parties that follow from changes; see ``models/effects.py``.
     """
 
     name: str
@@ -73,6 +76,7 @@ class ResourceType:
     service: type[ResourceService] = ResourceService
     permissions: Permissions = field(default_factory=lambda: DEFAULT_PERMISSIONS)
     searchable: tuple[str, ...] = ("name", "description")
+    effects: tuple[ThirdPartyEffect, ...] = ()
     _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +91,9 @@ class ResourceType:
             unknown = sorted(set(schema.model_fields) - set(self.table.columns.keys()))
             if unknown:
                 raise ConfigurationError(f"resource {self.name}: no column for {', '.join(unknown)}")
+        names = [effect.name for effect in self.all_effects()]
+        if len(set(names)) != len(names):
+            raise ConfigurationError(f"resource {self.name}: two of its effects have one name")
         unset = [
             name for name, value in self.defaults.items() if value is None and _is_required(self.table, name)
         ]
@@ -95,6 +102,11 @@ class ResourceType:
                 f"resource {self.name}: its create schema lacks {', '.join(unset)}: "
                 "let the column be nullable, or give it a plain default="
             )
+
+    def all_effects(self) -> Iterator[ThirdPartyEffect]:
+        """Every effect, fallbacks included."""
+        for effect in self.effects:
+            yield from effect.chain()
 
     @property
     def singular(self) -> str:

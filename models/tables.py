@@ -162,6 +162,9 @@ callback_endpoints = Table(
     Column("previous_secret_until", _TIME),
     Column("disabled", Boolean, nullable=False, server_default=text("false")),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("failing_since", _TIME, comment="first failure after the last success"),
+    Column("disabled_at", _TIME),
+    Column("disabled_reason", Text),
 )
 
 deliveries = Table(
@@ -182,11 +185,18 @@ deliveries = Table(
     Column("error", Text),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
-    CheckConstraint(_one_of("kind", ("callback", "reply", "events")), name="kind"),
+    Column("target", Text, comment="effect, or routing key of a notice"),
+    Column("renewed_at", _TIME, comment="when it was last sent again on request"),
+    CheckConstraint(_one_of("kind", ("callback", "reply", "events", "notice", "effect")), name="kind"),
     CheckConstraint(_one_of("state", ("pending", "retrying", "delivered", "failed")), name="state"),
     Index("idx_deliveries_announce_at", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     Index("idx_deliveries_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
-    Index("idx_deliveries_endpoint_id", "endpoint_id", postgresql_where=text("endpoint_id IS NOT NULL")),
+    Index(
+        "idx_deliveries_endpoint_page",
+        "endpoint_id",
+        "id",
+        postgresql_where=text("endpoint_id IS NOT NULL"),
+    ),
 )
 
 breakers = Table(

@@ -100,6 +100,11 @@ JOB_RESOURCE = query("resource", "Only jobs on this resource.", {"type": "string
 JOB_RESOURCE_ID = query("resourceId", "Only jobs on this instance.", _UUID)
 JOB_CREATED_AFTER = query("createdAfter", "Only jobs accepted later than this time.", _TIME)
 JOB_CREATED_BEFORE = query("createdBefore", "Only jobs accepted earlier than this time.", _TIME)
+DELIVERY_STATE = query(
+    "state",
+    "Only deliveries in this state.",
+    {"type": "string", "enum": ["pending", "retrying", "delivered", "failed"]},
+)
 
 RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the job, or what was made, is found.",

@@ -15,6 +15,7 @@ from contextlib import suppress
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
+from api_shim.web.cors import NO_ORIGINS, Cors
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -41,7 +42,7 @@ from models.errors import (
     internal_problem,
 )
 from models.log import REQUEST_ID
-from models.metrics import HTTP_REQUEST_SECONDS
+from models.metrics import HTTP_REQUEST_SECONDS, REFUSALS
 
 Hook = Callable[[], Awaitable[None]]
 Gate = Callable[[Request, Route], Awaitable[None]]
@@ -50,7 +51,14 @@ Gate = Callable[[Request, Route], Awaitable[None]]
 _log = logging.getLogger("waybill.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _CLOSE: Header = (b"connection", b"close")
-_ALWAYS: Sequence[Header] = ((b"x-content-type-options", b"nosniff"),)
+_ALWAYS: Sequence[Header] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+_NO_STORE: Header = (b"cache-control", b"no-store")
+"""Of every answer that says nothing else about who may keep it."""
+
 _WITHOUT_LENGTH = (204, 304)
 _UNROUTED = "(none)"
 
@@ -61,6 +69,7 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
+        cors: Which other origins' browsers may ask and read.
         sockets: Who speaks with WebSockets, by path.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
@@ -71,12 +80,14 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
+        cors: Cors = NO_ORIGINS,
         sockets: Mapping[str, SocketHandler] | None = None,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
+        self._cors = cors
         self._sockets = dict(sockets or {})
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
@@ -100,12 +111,15 @@ class App:
         request.id = request_id.decode()
         REQUEST_ID.set(request.id)
         try:
-            route, request.parameters = self.router.find(request.method, request.path)
-            path = route.path
-            for gate in self._gates:
-                await gate(request, route)
-            request.take_query(route.query)
-            response = await route.handle(request)
+            self._cors.mark(request)
+            response = self._cors.preflight(request, self.router)
+            if response is None:
+                route, request.parameters = self.router.find(request.method, request.path)
+                path = route.path
+                for gate in self._gates:
+                    await gate(request, route)
+                request.take_query(route.query)
+                response = await route.handle(request)
         except Refusal as refusal:
             response = _refused(refusal, request)
         except Transient as fault:
@@ -116,6 +130,8 @@ class App:
             _log.exception("a request failed", extra={"method": request.method, "route": path})
             response = problem_response(internal_problem(request.id))
         headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id), *_ALWAYS]
+        if not any(name == b"cache-control" for name, _ in response.headers):
+            headers.append(_NO_STORE)
         if isinstance(response, StreamResponse):
             # What is measured is the time to its beginning: how long it is listened to says nothing.
             self._record(path, request.method, response, time.perf_counter() - began)
@@ -200,6 +216,7 @@ async def _send_chunks(response: StreamResponse, method: str, send: Send) -> Non
 
 def _refused(refusal: Refusal, request: Request) -> Response:
     """The one place where a refusal becomes a problem document and its headers."""
+    REFUSALS.labels(refusal.code).inc()
     response = problem_response(refusal.problem(request.id))
     if isinstance(refusal, Unauthorized):
         reason = b', error="invalid_token"' if b"authorization" in request.headers else b""

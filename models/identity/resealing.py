@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from models.database import Database
+from models.deliveries.endpoint_secrets import PREFIX as SECRET_PREFIX
 from models.identity.sealing import Sealer, Unsealable
 
 _BATCH = 200
@@ -23,12 +24,14 @@ class SealedColumn:
         column: Its name.
         key: The column that tells its rows apart (a UUID).
         purpose: What a secret is sealed for, before the key: ``<purpose>/<key>``.
+        plain_prefix: How secrets begin that were kept before this column was sealed; None: there were none.
     """
 
     table: str
     column: str
     key: str
     purpose: str
+    plain_prefix: str | None = None
 
     @property
     def name(self) -> str:
@@ -38,8 +41,8 @@ class SealedColumn:
 
 SEALED_COLUMNS = (
     SealedColumn("second_factors", "secret", "user_id", "second_factors.secret"),
-    SealedColumn("callback_endpoints", "secret", "id", "callback_endpoints.secret"),
-    SealedColumn("callback_endpoints", "previous_secret", "id", "callback_endpoints.secret"),
+    SealedColumn("callback_endpoints", "secret", "id", "callback_endpoints.secret", SECRET_PREFIX),
+    SealedColumn("callback_endpoints", "previous_secret", "id", "callback_endpoints.secret", SECRET_PREFIX),
 )
 
 
@@ -67,21 +70,24 @@ def reseal(database: Database, sealer: Sealer) -> Iterator[Resealed]:
 def _reseal_column(database: Database, sealer: Sealer, column: SealedColumn) -> Resealed:
     read = text(
         f"SELECT {column.key}, {column.column} FROM {column.table} "
-        f"WHERE {column.key} > :after AND {column.column} LIKE 'v1.%' "
+        f"WHERE {column.key} > :after "
+        f"AND ({column.column} LIKE 'v1.%' OR starts_with({column.column}, :plain)) "
         f"ORDER BY {column.key} LIMIT {_BATCH} FOR NO KEY UPDATE"
     )
     write = text(f"UPDATE {column.table} SET {column.column} = :sealed WHERE {column.key} = :key")
     after, count, lost = "00000000-0000-0000-0000-000000000000", 0, 0
     while True:
         with database.transaction() as connection:
-            rows = connection.execute(read, {"after": after}).all()
+            rows = connection.execute(read, {"after": after, "plain": column.plain_prefix}).all()
             changes = []
             for key, sealed in rows:
                 if sealer.is_current(sealed):
                     continue
                 purpose = f"{column.purpose}/{key}"
+                is_plain = column.plain_prefix is not None and sealed.startswith(column.plain_prefix)
                 try:
-                    changes.append({"key": key, "sealed": sealer.seal(sealer.open(sealed, purpose), purpose)})
+                    secret = sealed if is_plain else sealer.open(sealed, purpose)
+                    changes.append({"key": key, "sealed": sealer.seal(secret, purpose)})
                 except Unsealable:
                     lost += 1
             if changes:

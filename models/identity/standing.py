@@ -118,6 +118,12 @@ class Standings:
         found = (self._known.get(one) for one in ids)
         return [one if one is not None and one.read_at >= oldest else None for one in found]
 
+    @property
+    def active(self) -> int:
+        """Users whose standing was asked for in the last minute."""
+        since = self._now() - ACTIVE_SECONDS
+        return sum(one.read_at > since for one in list(self._known.values()))
+
     def _read(self, ids: Sequence[UUID], read_at: float) -> None:
         with self._database.snapshot() as connection:
             rows = connection.execute(_STANDINGS, {"ids": array(set(ids))}).all()
@@ -132,6 +138,8 @@ class Standings:
             while len(self._known) > _CAPACITY:
                 del self._known[next(iter(self._known))]
 
+
+ACTIVE_SECONDS = 60.0
 
 _STANDINGS = text("""
 SELECT id, email, role, is_disabled, extract(epoch FROM tokens_valid_from)::float8

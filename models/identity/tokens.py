@@ -29,6 +29,7 @@ _LEAST_RS256_BITS = 2048
 _HEADER_MEMBERS = frozenset({"alg", "kid", "typ"})
 """Everything else (``crit``, ``jwk``, ``jku``, ``x5u``, ``b64`` …) would be an instruction: we take none."""
 
+_TIMES = ("exp", "iat", "nbf")
 _REQUIRED = ["iss", "aud", "exp", "iat", "nbf", "jti", "sub"]
 _LEEWAY_SECONDS = 5
 
@@ -130,6 +131,8 @@ class Tokens:
                 options={"require": _REQUIRED},
                 leeway=_LEEWAY_SECONDS,
             )
+            if any(type(claims[name]) not in (int, float) for name in _TIMES):
+                raise Unauthorized("The token is not valid")  # PyJWT also takes numbers as text
             if claims.get("typ") != "access":
                 raise Unauthorized("This is not an access token")
             principal = Principal(UUID(claims["sub"]), str(claims["email"]), Role(claims["role"]))

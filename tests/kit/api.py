@@ -1,7 +1,10 @@
 """The API as a client meets it: a real server on a free port, a real database, jobs applied in the test."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -176,6 +179,29 @@ def running_api(
         begin_to_stop()
         thread.join(timeout=15)
         container.close()
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from api_shim.announcing import SilentAnnouncer
+from api_shim.main import serve
+from models.settings import Settings
+url, data, port = sys.argv[1:]
+settings = Settings(_env_file=None, database_url=url, data_dir=Path(data), api_port=int(port))
+sys.exit(serve(settings, SilentAnnouncer()))
+"""
+
+
+def serve(url: str, data_dir: Path, port: int) -> "subprocess.Popen[str]":
+    """An API as a process of its own, that announces nothing. The caller ends it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _SERVE, url, str(data_dir), str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
 
 
 _HASHES: list[str] = []
