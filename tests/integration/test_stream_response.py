@@ -82,11 +82,12 @@ def source() -> Iterator[Source]:
 
 
 def _rest(connection: socket.socket, most: int = 50_000_000) -> bytes:
-    received = b""
+    """What comes until the end, or until it is ``most``."""
+    received = bytearray()
     with suppress(ConnectionResetError):
         while len(received) < most and (chunk := connection.recv(65_536)):
             received += chunk
-    return received
+    return bytes(received)
 
 
 def test_caller_who_leaves_is_let_go_of(source: Source) -> None:
