@@ -5,7 +5,7 @@ its idempotency key, or a refusal. One bad row never takes its neighbours down.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -24,6 +24,7 @@ from models.errors import (
     Unavailable,
     Unprocessable,
 )
+from models.identity.principals import Action
 from models.job import Job, Operation, Submission, to_json
 from models.ledger import Ledger, accepted_job
 from models.registry import Registry, Resource
@@ -220,25 +221,32 @@ class Intake:
             for one in named:
                 if owners.get(one.callback_endpoint_id) != one.principal.id:
                     answers[one.job_id] = Invalid("Waybill-Callback names no enabled endpoint of yours")
-        aimed = [one for one in batch if one.operation is not Operation.CREATE and one.job_id not in answers]
+        aimed = [
+            one
+            for one in batch
+            if (one.operation is not Operation.CREATE or one.parent_id is not None)
+            and one.job_id not in answers
+        ]
         if not aimed:
             return answers
         # The lanes first, the instances second: a creation that commits in between is then seen
         # by one of the two. The other way round it would be seen by neither.
         busy = self._ledger.lanes_in_use(connection, [one.lane for one in aimed])
         expected = _ids_behind_a_creation(batch)
+        to_come = {
+            one.job_id
+            for one in aimed
+            if one.lane in busy or one.job_id in expected or one.run_at is not None
+        }
         for name in {one.resource for one in aimed}:
             resource = self._registry[name]
             here = [one for one in aimed if one.resource == name]
-            heads = resource.repository.heads(connection, [one.resource_id for one in here])
-            for one in here:
-                head = heads.get(one.resource_id)
-                if head is None:
-                    if one.lane not in busy and one.job_id not in expected and one.run_at is None:
-                        singular = resource.type.singular
-                        answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
-                elif refusal := _refusal_by(resource, one, head.owner_id, head.version):
-                    answers[one.job_id] = refusal
+            if resource.parent is not None:
+                refused = _refusals_by_parent(connection, resource, resource.parent, here, to_come)
+                answers |= refused
+                here = [one for one in here if one.job_id not in refused]
+            here = [one for one in here if one.operation is not Operation.CREATE]
+            answers |= _refusals_by_instance(connection, resource, here, to_come)
         return answers
 
     # ---- a lost connection -------------------------------------------------------------
@@ -286,27 +294,68 @@ def _is_about_a_document(error: exc.DBAPIError) -> bool:
 
 
 def _ids_behind_a_creation(batch: Iterable[Submission]) -> set[UUID]:
-    """Those of ``batch`` whose lane an earlier one of it creates: their instance is yet to come."""
-    created: set[int] = set()
+    """Those of ``batch`` whose instance, or its parent, an earlier one of it creates: it is yet to come."""
+    created: set[UUID] = set()
     behind: set[UUID] = set()
     for one in batch:
-        if one.operation is Operation.CREATE:
-            created.add(one.lane)
-        elif one.lane in created:
+        if one.resource_id in created or one.parent_id in created:
             behind.add(one.job_id)
+        if one.operation is Operation.CREATE:
+            created.add(one.resource_id)
     return behind
 
 
-def _refusal_by(resource: Resource, one: Submission, owner_id: UUID, version: int) -> Refusal | None:
-    try:
-        resource.service.authorize(one.principal, one.operation.action, {"owner_id": owner_id})
-    except Refusal as refusal:
-        return refusal
-    if one.if_match is not None and one.if_match < version:
-        return PreconditionFailed(
-            f"The {resource.type.singular} is at version {version}", current_version=version
-        )
-    return None
+def _refusals_by_parent(
+    connection: Connection,
+    resource: Resource,
+    parent: Resource,
+    batch: Sequence[Submission],
+    to_come: Collection[UUID],
+) -> Answers:
+    """Refusals of what is asked of parts of a parent that is not there, hidden, or another's to write to."""
+    answers: Answers = {}
+    ids = [one.parent_id for one in batch if one.parent_id is not None]
+    heads = parent.repository.heads(connection, ids)
+    for one in batch:
+        head = heads.get(one.parent_id) if one.parent_id is not None else None
+        if head is None:
+            if one.job_id not in to_come:
+                answers[one.job_id] = NotFound(f"There is no {parent.type.singular} {one.parent_id}")
+            continue
+        try:
+            parent.service.authorize(one.principal, Action.READ, {"owner_id": head.owner_id})
+            if one.operation is Operation.CREATE:
+                resource.service.authorize_for(one.principal, Action.WRITE, head.owner_id)
+        except Refusal as refusal:
+            answers[one.job_id] = refusal
+    return answers
+
+
+def _refusals_by_instance(
+    connection: Connection, resource: Resource, batch: Sequence[Submission], to_come: Collection[UUID]
+) -> Answers:
+    """Refusals of what is asked of an instance that is not there, hidden, another's, or past that version."""
+    answers: Answers = {}
+    if not batch:
+        return answers
+    heads = resource.repository.heads(connection, [one.resource_id for one in batch])
+    for one in batch:
+        head = heads.get(one.resource_id)
+        if head is None or (resource.parent is not None and head.parent_id != one.parent_id):
+            if head is not None or one.job_id not in to_come:
+                singular = resource.type.singular
+                answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
+            continue
+        try:
+            resource.service.authorize(one.principal, one.operation.action, {"owner_id": head.owner_id})
+        except Refusal as refusal:
+            answers[one.job_id] = refusal
+            continue
+        if one.if_match is not None and one.if_match < head.version:
+            answers[one.job_id] = PreconditionFailed(
+                f"The {resource.type.singular} is at version {head.version}", current_version=head.version
+            )
+    return answers
 
 
 def _followed(answer: Answer) -> Answer:

@@ -549,7 +549,7 @@ def test_dead_job_is_redriven_at_the_end_of_its_lane(platform: Platform) -> None
     assert platform.states(ids) == ["dead", "succeeded"]
     ids += platform.accept(platform.patch_ticket(ticket, note="y"))
     platform.rows('UPDATE jobs SET payload = \'{"note": "mended"}\' WHERE id = :id', id=ids[0])
-    in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, ids[0]))
+    in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, {ids[0]: None}))
     job = platform.job(ids[0])
     assert (job.state, job.attempt, job.error, job.finished_at) == ("queued", 0, None, None)
     platform.applier().apply(ids)
@@ -563,7 +563,7 @@ def test_only_a_dead_job_can_be_redriven(platform: Platform, state: str) -> None
     if state == "succeeded":
         platform.applier().apply([job])
     with pytest.raises(Conflict):
-        in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, job))
+        in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, {job: None}))
     assert platform.job(job).state == state
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,7 @@ class Api:
     applier: Applier
     users: dict[Role, Principal]
     tokens: dict[Role, str]
+    stop: Callable[[], None]
     _pool: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=64, retries=False))
 
     def request(
@@ -166,11 +167,16 @@ def running_api(
     applier = Applier(
         container.database, container.ledger, container.registry, container.users, container.retry_policy
     )
+
+    def begin_to_stop() -> None:
+        server.should_exit = True
+
     tokens = {role: container.tokens.issue(user) for role, user in users.items()}
     try:
-        yield Api(f"http://127.0.0.1:{port}", port, container, announcer, edge, applier, users, tokens)
+        url = f"http://127.0.0.1:{port}"
+        yield Api(url, port, container, announcer, edge, applier, users, tokens, begin_to_stop)
     finally:
-        server.should_exit = True
+        begin_to_stop()
         thread.join(timeout=15)
         container.close()
 
