@@ -26,7 +26,7 @@ def _with_attempt(attempt: str, reason: str) -> str:
 
 COPIED = (
     "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
-    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent"
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id"
 )
 
 ACCEPT = text(f"""
@@ -75,7 +75,7 @@ SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS
        attempt, crashes, announcements,
        state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
        COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at,
-       CASE WHEN crashes > 0 THEN crash_log END
+       CASE WHEN crashes > 0 THEN crash_log END, parent_id
 FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
 ORDER BY position LIMIT :limit
@@ -96,9 +96,14 @@ WITH outcome AS MATERIALIZED (
     FROM outcome AS o
     WHERE j.id = o.id AND j.state IN ('scheduled', 'queued', 'retrying')
       AND (o.state <> 'succeeded' OR j.expires_at IS NULL OR j.expires_at > clock_timestamp())
-    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to
-), told AS (
-    INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, state, finished_at FROM done
+    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to,
+              j.attempt, j.run_at, j.expires_at, j.error
+), told AS (  -- what is told of a job must not change when the job is redriven: a success never is
+    INSERT INTO job_events (sequence, job_id, state, at, detail)
+    SELECT sequence, id, state, finished_at,
+           CASE WHEN state <> 'succeeded' THEN jsonb_build_object(
+               'attempt', attempt, 'runAt', run_at, 'expiresAt', expires_at, 'error', error) END
+    FROM done
 ), outbox AS (
     INSERT INTO deliveries (id, kind, job_id, sequences, endpoint_id, reply_to, announce_at)
     SELECT waybill_uuid7(), 'callback', d.id, ARRAY[d.sequence], e.id, NULL, now()
@@ -118,6 +123,16 @@ WITH outcome AS MATERIALIZED (
 SELECT (SELECT count(*) FROM done),
        (SELECT array_agg(id) FROM outbox WHERE kind <> 'events'),
        (SELECT count(*) FROM awake)
+""")
+
+EFFECTS = text("""
+INSERT INTO deliveries (id, kind, job_id, sequences, target, announce_at)
+SELECT waybill_uuid7(), 'effect', j.id, ARRAY[j.sequence], d.effect, now()
+FROM jobs AS j
+JOIN json_to_recordset(CAST(:declared AS json)) AS d(resource text, operation text, effect text)
+  ON d.resource = j.resource AND d.operation = j.operation
+WHERE j.id = ANY(CAST(:ids AS uuid[]))
+RETURNING id
 """)
 
 RETRY_LATER = text(f"""
@@ -247,7 +262,7 @@ ORDER BY expires_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 JOB_COLUMNS = (
     "id, state, operation, resource, resource_id, principal_id, attempt, priority, created_at, run_at, "
     "finished_at, expires_at, version, CAST(result AS text), error, request_id, attempts, "
-    "generation, sequence"
+    "generation, parent_id, sequence"
 )
 
 FIND = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")

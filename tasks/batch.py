@@ -9,10 +9,10 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from models.errors import Conflict, Contention, Forbidden, NotFound, PreconditionFailed, Refusal
-from models.identity.principals import Principal
+from models.identity.principals import Action, Principal
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
-from models.registry import Registry
+from models.registry import Registry, Resource
 from models.service import Effect, Row, Work
 
 _Key = tuple[str, UUID]
@@ -86,11 +86,14 @@ class Batch:
         """Load every instance that the jobs are about, and the last versions of deleted ones."""
         wanted: dict[str, dict[UUID, bool]] = {}
         for job in jobs:
+            if job.resource not in self._registry:  # no business outcome: another worker may know it
+                raise LookupError(f"this worker does not know the resource {job.resource}")
             ids = wanted.setdefault(job.resource, {})
             ids[job.resource_id] = ids.get(job.resource_id, False) or job.operation is Operation.CREATE
+            parent = self._registry[job.resource].parent
+            if parent is not None and job.parent_id is not None:
+                wanted.setdefault(parent.type.name, {}).setdefault(job.parent_id, False)
         for name, ids in wanted.items():
-            if name not in self._registry:  # no business outcome: another worker may know it
-                raise LookupError(f"this worker does not know the resource {name}")
             repository = self._registry[name].repository
             found = repository.load_many(self._connection, list(ids))
             self._instances |= {(name, one): found.get(one) for one in ids}
@@ -146,6 +149,8 @@ class Batch:
         principal = self._principals.get(job.principal_id)
         if principal is None:
             raise Forbidden("The user who asked for this is disabled or gone")
+        parent = self._registry[job.resource].parent
+        owner_id = self._owner_of_parent(parent, job, principal) if parent is not None else None
         return Work(
             operation=job.operation,
             resource_id=job.resource_id,
@@ -154,7 +159,23 @@ class Batch:
             principal=principal,
             now=self._now,
             buried_version=self._buried.get(_key_of(job), 0),
+            parent_id=job.parent_id,
+            owner_id=owner_id,
         )
+
+    def _owner_of_parent(self, parent: Resource, job: OpenJob, principal: Principal) -> UUID | None:
+        """Whose the parent is, and so its parts.
+
+        Raises:
+            NotFound: It is not there (any more), or not for this principal to see.
+        """
+        assert job.parent_id is not None  # noqa: S101 - intake took none without
+        row = self._instances[(parent.type.name, job.parent_id)]
+        if row is None:
+            raise NotFound(f"There is no {parent.type.singular} {job.parent_id}")
+        parent.service.authorize(principal, Action.READ, row)
+        owner_id: UUID | None = row["owner_id"]
+        return owner_id
 
     # ---- writing -----------------------------------------------------------------------
 
@@ -196,6 +217,10 @@ class Batch:
         if not runs:
             return
         versions = {run.key[1]: run.before["version"] for run in runs if run.before is not None}
+        for part in self._registry.children(name):
+            buried = part.repository.delete_parts(self._connection, list(versions))
+            self._instances |= {(part.type.name, one): None for one in buried}
+            self._buried |= {(part.type.name, one): version for one, version in buried.items()}
         matched = self._registry[name].repository.delete_many(self._connection, versions)
         self._accept_writes(runs, matched)
         self._buried |= {run.key: versions[run.key[1]] + 1 for run in runs}

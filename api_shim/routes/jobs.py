@@ -6,10 +6,10 @@ from typing import Protocol
 from uuid import UUID
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.waiters import Waiters
 from api_shim.description import words
 from api_shim.routes import outcomes
 from api_shim.routes.outcomes import BASE, NO_STORE
-from api_shim.waiters import Waiters
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
@@ -21,7 +21,9 @@ from models.errors import Gone, NotFound
 from models.identity.principals import Principal
 from models.ids import created_at, parse_id
 from models.job import Job, JobState
-from models.ledger import JobQuery, Ledger
+from models.job_query import JobQuery
+from models.ledger import Ledger
+from models.registry import Registry
 
 RETENTION = timedelta(days=30)
 """How long a final job is kept at least; one older than this and not found is gone, not unknown."""
@@ -40,6 +42,7 @@ class Jobs:
         waiters: Wait for a change where the caller likes to.
         cursors: Sign the places in a list.
         announcer: Told of deliveries that cancelling made.
+        registry: Tells where the instances are that jobs made.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Jobs:
         waiters: Waiters,
         cursors: Cursors,
         announcer: JobAnnouncer,
+        registry: Registry,
     ) -> None:
         self._database = database
         self._ledger = ledger
@@ -59,6 +63,7 @@ class Jobs:
         self._waiters = waiters
         self._cursors = cursors
         self._announcer = announcer
+        self._registry = registry
 
     async def get(self, request: Request) -> Response:
         """Poll, or long-poll: with ``Prefer: wait`` and ``If-None-Match`` until the job has changed."""
@@ -83,7 +88,7 @@ class Jobs:
             job = await self._waiters.wait(job, wait)
             headers.append((b"preference-applied", b"wait=%d" % wait))
         if job.is_done:
-            return outcomes.outcome(job, request.id, headers)
+            return outcomes.outcome(job, outcomes.place_of(job, self._registry), request.id, headers)
         return outcomes.accepted(job, headers)
 
     async def cancel(self, request: Request) -> Response:
