@@ -81,7 +81,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
     )
     routes: list[Route] = [
-        *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
+        *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry).routes(),

@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, false, func, or_, select, text
+from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, exc, false, func, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from models.database import array
+from models.database import LAST_ADMIN, array, sqlstate
+from models.errors import Conflict, Invalid
 from models.job import to_json
 from models.resource_type import ResourceType
 from models.service import Row
@@ -226,6 +227,21 @@ class TableRepository:
             "SELECT :resource, id, version + 1 FROM gone ON CONFLICT (resource, resource_id) "
             "DO UPDATE SET version = excluded.version, deleted_at = now()) SELECT id, version + 1 FROM gone"
         )
+
+
+def as_refusal(error: Exception) -> Exception:
+    """A broken constraint or an impossible value is the caller's; anything else stays what it is."""
+    if isinstance(error, exc.DBAPIError):
+        state = sqlstate(error) or ""
+        if state == LAST_ADMIN:
+            return Conflict("The last admin cannot be deleted, disabled or given another role")
+        if state in ("23505", "23P01"):
+            return Conflict("Another instance has the same value of a unique member")
+        if state == "23503":
+            return Conflict("It refers to, or is referred to by, an instance that forbids this")
+        if state in ("23514", "23502") or state.startswith("22"):
+            return Invalid("The database's rules forbid this value")
+    return error
 
 
 def _document(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection
 
 from models import metrics
-from models.database import Database, sqlstate
-from models.errors import Conflict, Contention, DatabaseUnavailable, Invalid, Refusal, internal_problem
+from models.database import Database
+from models.errors import Contention, DatabaseUnavailable, Refusal, internal_problem
 from models.identity.users import Users
 from models.job import JobState, Priority
 from models.ledger import Ledger, OpenJob, Outcome
 from models.registry import Registry
+from models.repository import as_refusal
 from models.retry import Die, Fail, Retry, RetryPolicy
 from tasks.batch import Batch
 
@@ -336,16 +337,3 @@ def runnable(jobs: Sequence[OpenJob]) -> list[OpenJob]:
         else:
             blocked.add(job.lane)
     return ready
-
-
-def as_refusal(error: Exception) -> Exception:
-    """A broken constraint or an impossible value is the caller's; anything else stays what it is."""
-    if isinstance(error, exc.DBAPIError):
-        state = sqlstate(error) or ""
-        if state in ("23505", "23P01"):
-            return Conflict("Another instance has the same value of a unique member")
-        if state == "23503":
-            return Conflict("It refers to, or is referred to by, an instance that forbids this")
-        if state in ("23514", "23502") or state.startswith("22"):
-            return Invalid("The database's rules forbid this value")
-    return error

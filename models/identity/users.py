@@ -86,7 +86,7 @@ def _user(row: Any) -> User:
 
 
 _ADD = text("""
-INSERT INTO users (id, email, password_hash, role) VALUES (:id, :email, :hash, :role)
+INSERT INTO users (id, owner_id, email, password_hash, role) VALUES (:id, :id, :email, :hash, :role)
 ON CONFLICT DO NOTHING RETURNING id, email, role
 """)
 
@@ -99,7 +99,9 @@ SELECT id, email, role FROM users WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT i
 """)
 
 _SET_PASSWORD = text("""
-UPDATE users SET password_hash = :hash, version = version + 1, updated_at = now() WHERE email = :email
+UPDATE users SET password_hash = :hash, version = version + 1, updated_at = now(),
+    tokens_valid_from = clock_timestamp()
+WHERE email = :email
 """)
 
 _HAS_ADMIN = text("SELECT EXISTS (SELECT FROM users WHERE role = 'admin' AND NOT is_disabled)")
