@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 from api_shim.announcing import JobAnnouncer
 from api_shim.routes.health import ReadinessCheck
@@ -16,6 +18,7 @@ from tasks.app import make_app
 from tasks.presence import Presence
 
 _log = logging.getLogger("waybill.api")
+_MOST_FILES = 65_536
 
 
 def run(settings: Settings) -> int:
@@ -43,6 +46,7 @@ def run(settings: Settings) -> int:
 def serve(settings: Settings, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> int:
     """Serve with this announcer and these readiness checks, until told to stop."""
     log.configure(settings.log_level)
+    _take_all_file_descriptors()
     container = Container(settings, role="api", pool_size=POOL_SIZE)
     listener = bound_socket(settings)
     edge = build(container, announcer, checks)
@@ -58,3 +62,11 @@ def serve(settings: Settings, announcer: JobAnnouncer, checks: Sequence[Readines
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0 if server.started else 1
+
+
+def _take_all_file_descriptors() -> None:
+    """Raise the soft limit, often 1,024, to the hard one: each client that waits needs a descriptor."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

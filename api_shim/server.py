@@ -11,28 +11,33 @@ from dataclasses import dataclass
 from uvicorn import Config
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.hub import Hub
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.deliveries import Deliveries
+from api_shim.routes.events import Events
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, poll_batcher
-from api_shim.routes.metrics import BacklogCollector, Metrics
+from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics, OutboxCollector
 from api_shim.routes.reads import Reads, load_batcher
+from api_shim.routes.stream import Stream
 from api_shim.routes.writes import Writes, intake_batcher
-from api_shim.waiters import Waiters
 from api_shim.web.app import App
-from api_shim.web.protocol import GuardedProtocol, GuardedServer
+from api_shim.web.cors import Cors
+from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
 from models.container import Container
 from models.cursor import Cursors
+from models.deliveries.outbox import Outbox
 from models.errors import ConfigurationError
 from models.settings import Settings
 
-POOL_SIZE = 10
-"""Database connections of one API process: intake, polls and loads one each, the threads, log-ins, spare."""
+POOL_SIZE = 11
+"""Database connections of one API process: one for each batcher (4), the threads, log-ins, a spare one."""
 
 DATABASE_THREADS = 4
 LOGIN_THREADS = 2
@@ -46,17 +51,17 @@ class Edge:
     Attributes:
         app: For an ASGI server.
         health: Goes off when stopping begins.
-        waiters: Go home when stopping begins.
+        hub: Whoever waits in it goes home when stopping begins.
     """
 
     app: App
     health: Health
-    waiters: Waiters
+    hub: Hub
 
     def begin_stopping(self) -> None:
-        """Take no more traffic, and let long-polls end."""
+        """Take no more traffic, and let long-polls and streams end."""
         self.health.stop()
-        self.waiters.end()
+        self.hub.end()
 
 
 def build(container: Container, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> Edge:
@@ -74,21 +79,40 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     threads = Threads("database", DATABASE_THREADS, max_waiting=500)
     logins = Threads("login", LOGIN_THREADS, max_waiting=32)
     scrapes = Threads("operations", 2, max_waiting=50)
-    waiters = Waiters(database, ledger, polls.call)
+    hub = Hub(database, polls.call, most_streams=container.settings.streams_per_principal)
+    waiters = hub.waiters
+    authentication = Authentication(container.tokens, container.standings)
     cursors = Cursors(container.key("cursor"))
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
-    metrics = Metrics(
-        BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
+    gauges = (
+        BacklogCollector(database, ledger),
+        OutboxCollector(database, Outbox()),
+        EdgeCollector(database, lambda: container.standings.active),
     )
+    metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+    jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
-        *Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry).routes(),
+        *jobs.routes(),
+        *Events(jobs.own, hub.watches, hub.audience, authentication).routes(),
         *CallbackEndpointRoutes(
-            database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
+            database,
+            container.endpoints,
+            threads,
+            cursors,
+            allow_private=container.settings.callback_allow_private,
         ).routes(),
-        *Auth(database, container.users, container.tokens, logins).routes(),
+        *Deliveries(database, container.endpoints, threads, cursors, announcer).routes(),
+        *Auth(
+            database,
+            container.sign_in,
+            container.second_factors,
+            container.tokens,
+            logins=logins,
+            threads=threads,
+        ).routes(),
         *health.routes(),
         *metrics.routes(),
     ]
@@ -96,12 +120,19 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     routes += documentation.routes(routes)
 
     async def stop() -> None:
-        waiters.end()
-        for room in (intake, polls, loads, waiters, threads, logins, scrapes):
+        hub.end()
+        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
-    app = App(Router(routes), [Authentication(container.tokens)], on_stop=[stop])
-    return Edge(app, health, waiters)
+    stream = Stream(hub, polls.call, authentication)
+    app = App(
+        Router(routes),
+        [authentication],
+        cors=Cors(container.settings.cors_origins),
+        sockets={stream.route.path: stream},
+        on_stop=[stop],
+    )
+    return Edge(app, health, hub)
 
 
 def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
@@ -112,7 +143,11 @@ def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
         port=port,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         http=GuardedProtocol,
-        ws="none",
+        ws=GuardedWebSocket,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -53,7 +53,13 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
             "the AMQP intake needs a RabbitMQ: set WAYBILL_BROKER_URL, or start with ./deploy/up --full"
         )
     container = Container(settings, role="consumer")
-    callers = Callers(container.database, container.users, container.tokens, settings.amqp_principals)
+    callers = Callers(
+        container.database,
+        container.users,
+        container.tokens,
+        container.standings,
+        settings.amqp_principals,
+    )
     desk = Desk(callers, container.registry, container.key("idempotency"))
     announcer = Announcer(make_app(settings))
     loop = IntakeLoop(

@@ -10,7 +10,7 @@ import click
 from models.container import Container
 from models.errors import NotFound
 from models.job import Job, JobState, to_json
-from models.ledger import JobQuery
+from models.job_query import JobQuery
 from models.settings import load_settings
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from models.errors import Conflict, Contention, DatabaseUnavailable
+from models.metrics import DATABASE_SECONDS
 from models.tables import SCHEMA
 
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "57014", "25P03", "25P04"})
@@ -68,6 +69,8 @@ class Database:
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
             },
         )
+        event.listen(self._engine, "before_cursor_execute", _begin_timing)
+        event.listen(self._engine, "after_cursor_execute", _end_timing)
         event.listen(self._engine, "checkin", _note_time)
         event.listen(self._engine, "checkout", _ping_if_rested)
 
@@ -100,6 +103,12 @@ class Database:
             return raw
 
     @property
+    def pool_use(self) -> tuple[int, int]:
+        """Connections in use now, and how many the pool may hold."""
+        pool = self._engine.pool
+        return pool.checkedout(), pool.size()  # type: ignore[attr-defined]
+
+    @property
     def engine(self) -> Engine:
         """The SQLAlchemy engine, for migrations and metrics."""
         return self._engine
@@ -107,6 +116,18 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def _begin_timing(
+    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+) -> None:
+    context.began = time.perf_counter()
+
+
+def _end_timing(
+    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+) -> None:
+    DATABASE_SECONDS.observe(time.perf_counter() - context.began)
 
 
 def _note_time(connection: Any, record: ConnectionPoolEntry) -> None:

@@ -5,7 +5,7 @@ its idempotency key, or a refusal. One bad row never takes its neighbours down.
 """
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -46,6 +46,9 @@ Answer = Receipt | Refusal
 Answers = dict[UUID, Answer]
 """By the submission's own job id."""
 
+_Answer = Callable[[Connection, Sequence[Submission]], tuple[Answers, int | None]]
+"""Answers a batch inside a transaction; with that one's id, where it made jobs."""
+
 _Key = tuple[UUID, str, str | None]
 """Principal, door and idempotency key."""
 
@@ -77,33 +80,44 @@ class Intake:
         self._settle_within = settle_within
 
     def accept(self, batch: Sequence[Submission]) -> list[Answer]:
-        """Accept ``batch`` in its order; one answer for each, at the same place.
+        """Accept ``batch`` in its order, in one transaction; one answer for each, at the same place.
 
         A row that the database will not take is found by halving the batch. A connection lost
-        during COMMIT is settled by looking the ids up, never by guessing.
+        during COMMIT is settled by looking the ids up, never by guessing. One that was lost and
+        certainly committed nothing is tried once more, on a fresh connection: a server that only
+        dropped its connections is noticed by nobody. One that cannot be reached is told at once.
 
         Raises:
-            DatabaseUnavailable: Nothing of the batch was accepted.
+            DatabaseUnavailable: Nothing of the batch was accepted, or it cannot be known.
             Contention: Nothing of the batch was accepted; it may be tried again.
         """
-        committing: int | None = None
         try:
-            with self._database.transaction() as connection:
-                answers, committing = self._answers(connection, batch)
-        except DatabaseUnavailable:
-            if committing is None:
-                raise
-            return self._settle(batch, committing)
+            try:
+                return self._accept(batch, self._answers)
+            except exc.DBAPIError as error:
+                if not _is_about_a_document(error):
+                    raise
+                return self._accept(batch, self._answers_by_halves)
         except exc.DBAPIError as error:
-            if not _is_about_a_document(error):
-                raise DatabaseUnavailable(
-                    f"the database takes no jobs ({sqlstate(error)}): is it migrated and writable?"
-                ) from error
-            if len(batch) == 1:
-                return [Invalid("The database cannot store this document")]
-            middle = len(batch) // 2
-            return self.accept(batch[:middle]) + self._accept_rest(batch[middle:])
-        return [answers[submission.job_id] for submission in batch]
+            raise DatabaseUnavailable(
+                f"the database takes no jobs ({sqlstate(error)}): is it migrated and writable?"
+            ) from error
+
+    def _accept(self, batch: Sequence[Submission], answer: _Answer) -> list[Answer]:
+        """One transaction, and a second one where the first was lost and left nothing."""
+        for is_last in (False, True):
+            has_begun, committing = False, None
+            try:
+                with self._database.transaction() as connection:
+                    has_begun = True
+                    answers, committing = answer(connection, batch)
+                return [answers[submission.job_id] for submission in batch]
+            except DatabaseUnavailable:
+                if committing is not None and (settled := self._settle(batch, committing)):
+                    return settled
+                if is_last or not has_begun:
+                    raise
+        raise AssertionError("the last attempt answers or raises")
 
     def _accept_rest(self, batch: Sequence[Submission]) -> list[Answer]:
         """Accept what is left of a batch of which a part is accepted already.
@@ -117,6 +131,23 @@ class Intake:
             refusal = Unavailable("The database is away or busy", retry_after=1)
             return [refusal for _ in batch]
 
+    def _answers_by_halves(
+        self, connection: Connection, batch: Sequence[Submission]
+    ) -> tuple[Answers, int | None]:
+        """The same, in savepoints that part good rows from bad, all in the caller's transaction."""
+        try:
+            with connection.begin_nested():
+                return self._answers(connection, batch)
+        except exc.DBAPIError as error:
+            if not _is_about_a_document(error):
+                raise
+            if len(batch) == 1:
+                return {batch[0].job_id: Invalid("The database cannot store this document")}, None
+        middle = len(batch) // 2
+        first, first_id = self._answers_by_halves(connection, batch[:middle])
+        second, second_id = self._answers_by_halves(connection, batch[middle:])
+        return first | second, first_id or second_id
+
     def _answers(self, connection: Connection, batch: Sequence[Submission]) -> tuple[Answers, int | None]:
         """Answer everyone: replays first, refusals second, and what is left becomes jobs.
 
@@ -124,11 +155,11 @@ class Intake:
             The answers, and the id of the transaction where it made jobs.
         """
         transaction_id: int | None = None
-        leaders: dict[_Key, Submission] = {}
+        leaders: dict[tuple[_Key, bytes], Submission] = {}
         for submission in batch:
             if submission.idempotency_key is not None:
-                leaders.setdefault(_key_of(submission), submission)
-        fresh = [one for one in batch if leaders.get(_key_of(one), one) is one]
+                leaders.setdefault((_key_of(submission), submission.fingerprint), submission)
+        fresh = [one for one in batch if leaders.get((_key_of(one), one.fingerprint), one) is one]
         answers = self._replays(connection, fresh)
         fresh = [one for one in fresh if one.job_id not in answers]
         refused = self._refusals(connection, fresh)
@@ -145,7 +176,7 @@ class Intake:
             transaction_id = added[fresh[0].job_id].transaction_id
         for one in batch:
             if one.job_id not in answers:
-                answers[one.job_id] = _followed(one, leaders[_key_of(one)], answers)
+                answers[one.job_id] = _followed(answers[leaders[_key_of(one), one.fingerprint].job_id])
         return answers, transaction_id
 
     # ---- idempotency keys --------------------------------------------------------------
@@ -169,7 +200,10 @@ class Intake:
         return answers
 
     def _losers_of_keys(self, connection: Connection, batch: Iterable[Submission]) -> list[Submission]:
-        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost."""
+        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost.
+
+        Of two requests under one key the earlier one wins.
+        """
         keyed = sorted((one for one in batch if one.idempotency_key is not None), key=_key_of)
         if not keyed:
             return []
@@ -217,14 +251,17 @@ class Intake:
 
     # ---- a lost connection -------------------------------------------------------------
 
-    def _settle(self, batch: Sequence[Submission], transaction_id: int) -> list[Answer]:
+    def _settle(self, batch: Sequence[Submission], transaction_id: int) -> list[Answer] | None:
         """After a COMMIT without an answer: find out. The batch was one transaction, so all or none.
 
         Its server process may outlive the connection and still commit, so not to find the jobs means
         something only once that transaction has ended.
 
+        Returns:
+            The answers; None where it is certain that nothing was committed.
+
         Raises:
-            DatabaseUnavailable: It was not committed, or the database stayed away.
+            DatabaseUnavailable: The database stayed away, so it cannot be known.
         """
         deadline = time.monotonic() + self._settle_within.total_seconds()
         while True:
@@ -241,7 +278,7 @@ class Intake:
                 raise DatabaseUnavailable("the database does not finish a commit")
             time.sleep(0.2)
         if not jobs:
-            raise DatabaseUnavailable("the connection was lost before the commit")
+            return None
         rest = [one for one in batch if one.job_id not in jobs]
         answers: Answers = {job_id: Receipt(job) for job_id, job in jobs.items()}
         answers |= (
@@ -321,14 +358,9 @@ def _refusals_by_instance(
     return answers
 
 
-def _followed(one: Submission, leader: Submission, answers: Answers) -> Answer:
-    """The answer to a submission whose key was first used by ``leader``, in the same batch."""
-    answer = answers[leader.job_id]
-    if isinstance(answer, Receipt):
-        return (
-            Receipt(answer.job, is_replay=True) if one.fingerprint == leader.fingerprint else _OTHER_REQUEST
-        )
-    return answer
+def _followed(answer: Answer) -> Answer:
+    """The answer to a request that came twice in a batch, from that to the first."""
+    return Receipt(answer.job, is_replay=True) if isinstance(answer, Receipt) else answer
 
 
 _OTHER_REQUEST = Unprocessable("This Idempotency-Key was used with another request")

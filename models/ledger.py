@@ -16,12 +16,13 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, exc, text
 
 from models import ledger_statements as sql
 from models.database import array
 from models.errors import Conflict, Contention, NotFound
 from models.job import Job, JobState, Operation, Priority, Submission, to_json
+from models.job_query import JobQuery
 
 RESCUE_AFTER = timedelta(seconds=5)
 """How long an accepted job may wait for its first announcement to work before the sweep repeats it."""
@@ -89,22 +90,17 @@ class Accepted:
     transaction_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobQuery:
-    """A page of jobs, newest first."""
-
-    principal_id: UUID | None = None
-    state: str | None = None
-    resource: str | None = None
-    resource_id: UUID | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    before: UUID | None = None
-    limit: int = 20
-
-
 class Ledger:
-    """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls."""
+    """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls.
+
+    Args:
+        effects: Which effects on third parties follow from a success: resource, operation, effect.
+    """
+
+    def __init__(self, effects: Sequence[tuple[str, Operation, str]] = ()) -> None:
+        self._has_effects = bool(effects)
+        keys = ("resource", "operation", "effect")
+        self._effects = to_json([dict(zip(keys, one, strict=True)) for one in effects]).decode()
 
     # ---- accept ------------------------------------------------------------------------
 
@@ -120,7 +116,10 @@ class Ledger:
 
     def is_under_way(self, connection: Connection, transaction_id: int) -> bool:
         """Whether the transaction of an acceptance is neither committed nor rolled back yet."""
-        found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        try:
+            found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        except exc.DataError:  # a server that crashed has forgotten an id that it never had to write down
+            return False
         return bool(found.scalar_one())
 
     # ---- apply -------------------------------------------------------------------------
@@ -176,8 +175,8 @@ class Ledger:
         """The one door to a final state: outcome, event and deliveries, written together.
 
         Returns:
-            Ids of the callbacks and replies to announce once the transaction is committed. Job events
-            are left to the sweep, which gathers those of many batches.
+            Ids of the callbacks, replies and effects to announce once the transaction is committed. Job
+            events are left to the sweep, which gathers those of many batches.
 
         Raises:
             Contention: One of the jobs was final already. Nothing may be committed then.
@@ -188,7 +187,15 @@ class Ledger:
         changed, delivery_ids, _ = connection.execute(sql.FINISH, {"outcomes": document}).one()
         if changed != len(outcomes):
             raise Contention("a job reached its final state elsewhere")
-        return list(delivery_ids or ())
+        return [*(delivery_ids or ()), *self._write_effects(connection, outcomes)]
+
+    def _write_effects(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[UUID]:
+        """Write what follows from successes to third parties; asks nothing where no resource declares any."""
+        succeeded = [one.job_id for one in outcomes if one.state is JobState.SUCCEEDED]
+        if not self._has_effects or not succeeded:
+            return []
+        parameters = {"ids": array(succeeded), "declared": self._effects}
+        return [row[0] for row in connection.execute(sql.EFFECTS, parameters).all()]
 
     def retry_later(
         self,
@@ -262,29 +269,9 @@ class Ledger:
         return {row[0]: job_from(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)}).all()}
 
     def page(self, connection: Connection, query: JobQuery) -> list[Job]:
-        """One page of jobs, newest first."""
-        conditions = {
-            "principal_id": query.principal_id,
-            "state": query.state,
-            "resource": query.resource,
-            "resource_id": query.resource_id,
-        }
-        wanted: dict[str, Any] = {name: value for name, value in conditions.items() if value is not None}
-        clauses = [f"{name} = :{name}" for name in wanted]
-        bounds = {
-            "id < :before": query.before,
-            "created_at > :created_after": query.created_after,
-            "created_at < :created_before": query.created_before,
-        }
-        for clause, bound in bounds.items():
-            if bound is not None:
-                clauses.append(clause)
-                wanted[clause.rpartition(":")[2]] = bound
-        where = " AND ".join(clauses) or "true"
-        statement = text(f"SELECT {sql.JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT :limit")
-        return [
-            job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit}).all()
-        ]
+        """One page of jobs, newest first by their ids, which carry their time."""
+        statement, parameters = query.statement()
+        return [job_from(row) for row in connection.execute(statement, parameters).all()]
 
     def lanes_in_use(
         self, connection: Connection, lanes: Sequence[int], *, principal_id: UUID | None = None

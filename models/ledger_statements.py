@@ -75,9 +75,14 @@ WITH outcome AS MATERIALIZED (
         error = o.error, finished_at = clock_timestamp(), announce_at = NULL
     FROM outcome AS o
     WHERE j.id = o.id AND j.state IN ('scheduled', 'queued', 'retrying')
-    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to
-), told AS (
-    INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, state, finished_at FROM done
+    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to,
+              j.attempt, j.run_at, j.expires_at, j.error
+), told AS (  -- what is told of a job must not change when the job is redriven: a success never is
+    INSERT INTO job_events (sequence, job_id, state, at, detail)
+    SELECT sequence, id, state, finished_at,
+           CASE WHEN state <> 'succeeded' THEN jsonb_build_object(
+               'attempt', attempt, 'runAt', run_at, 'expiresAt', expires_at, 'error', error) END
+    FROM done
 ), outbox AS (
     INSERT INTO deliveries (id, kind, job_id, sequences, endpoint_id, reply_to, announce_at)
     SELECT waybill_uuid7(), 'callback', d.id, ARRAY[d.sequence], e.id, NULL, now()
@@ -97,6 +102,16 @@ WITH outcome AS MATERIALIZED (
 SELECT (SELECT count(*) FROM done),
        (SELECT array_agg(id) FROM outbox WHERE kind <> 'events'),
        (SELECT count(*) FROM awake)
+""")
+
+EFFECTS = text("""
+INSERT INTO deliveries (id, kind, job_id, sequences, target, announce_at)
+SELECT waybill_uuid7(), 'effect', j.id, ARRAY[j.sequence], d.effect, now()
+FROM jobs AS j
+JOIN json_to_recordset(CAST(:declared AS json)) AS d(resource text, operation text, effect text)
+  ON d.resource = j.resource AND d.operation = j.operation
+WHERE j.id = ANY(CAST(:ids AS uuid[]))
+RETURNING id
 """)
 
 RETRY_LATER = text("""

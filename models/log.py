@@ -15,11 +15,13 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 MASK = "***"
 _SECRET_NAME = re.compile(
-    r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|\botp\b",
+    r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|recovery[-_]?codes?|\botp(auth)?",
     re.IGNORECASE,
 )
 _SECRETS = (
     (re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]+"), "whsec_" + MASK),
+    (re.compile(r"\bwbr_[A-Za-z0-9_-]+"), "wbr_" + MASK),
+    (re.compile(r"\botpauth://[^\s\"']+"), "otpauth://" + MASK),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), r"\1 " + MASK),
     (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*@"), r"\1" + MASK + "@"),

@@ -6,6 +6,7 @@ from importlib import import_module, metadata
 from pkgutil import iter_modules
 
 import models.resources
+from models.effects import ThirdPartyEffect
 from models.errors import ConfigurationError, NotFound
 from models.identity.sealing import Sealer
 from models.repository import Repository, TableRepository
@@ -71,6 +72,10 @@ class Registry:
             return self._resources[name]
         except KeyError:
             raise NotFound("There is no such resource") from None
+
+    def effects(self) -> dict[tuple[str, str], ThirdPartyEffect]:
+        """Every effect on a third party, fallbacks included, by resource and name."""
+        return {(one.type.name, effect.name): effect for one in self for effect in one.type.all_effects()}
 
     def children(self, name: str) -> tuple[Resource, ...]:
         """The resources whose instances are parts of those of ``name``."""

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID, ExcludeConstraint
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
+from models.effects import ThirdPartyEffect
 from models.errors import ConfigurationError
 from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
 from models.ids import lane_key
@@ -83,6 +85,7 @@ class ResourceType:
         service: Business rules beyond the schemas.
         permissions: Which role may do what; the default gives users their own instances.
         searchable: Columns that ``?q=`` looks into.
+        effects: Calls to third parties that follow from changes; see ``models/effects.py``.
         sortable: Columns (never null, seen by callers) that ``?sort=`` orders by.
     """
 
@@ -96,6 +99,7 @@ class ResourceType:
     service: type[ResourceService] = ResourceService
     permissions: Permissions = field(default_factory=lambda: DEFAULT_PERMISSIONS)
     searchable: tuple[str, ...] = ("name", "description")
+    effects: tuple[ThirdPartyEffect, ...] = ()
     sortable: tuple[str, ...] = ("created_at", "name")
     _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -115,6 +119,9 @@ class ResourceType:
             unknown = sorted(set(schema.model_fields) - set(self.table.columns.keys()))
             if unknown:
                 raise ConfigurationError(f"resource {self.name}: no column for {', '.join(unknown)}")
+        names = [effect.name for effect in self.all_effects()]
+        if len(set(names)) != len(names):
+            raise ConfigurationError(f"resource {self.name}: two of its effects have one name")
         unset = [
             name for name, value in self.defaults.items() if value is None and _is_required(self.table, name)
         ]
@@ -123,6 +130,11 @@ class ResourceType:
                 f"resource {self.name}: its create schema lacks {', '.join(unset)}: "
                 "let the column be nullable, or give it a plain default="
             )
+
+    def all_effects(self) -> Iterator[ThirdPartyEffect]:
+        """Every effect, fallbacks included."""
+        for effect in self.effects:
+            yield from effect.chain()
 
     @property
     def singular(self) -> str:

@@ -47,7 +47,10 @@ def takes_object(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> b
 def refusal(error: ValidationError, *, prefix: str = "") -> Invalid:
     """The :class:`Invalid` that tells a caller what pydantic found, without echoing the values."""
     details = [
-        Detail(".".join(str(part) for part in (*filter(None, [prefix]), *_members(item["loc"]))), item["msg"])
+        Detail(
+            ".".join(str(part) for part in (*filter(None, [prefix]), *_members(item["loc"]))),
+            item["msg"].removeprefix("Value error, "),
+        )
         for item in error.errors(include_url=False, include_context=False, include_input=False)[:50]
     ]
     return Invalid("The document does not fit its schema", details=details)

@@ -53,6 +53,8 @@ _NOW = func.now()
 _ID = UUID(as_uuid=True)
 _TIME = DateTime(timezone=True)
 _IS_OPEN = text("state IN ('queued', 'retrying')")
+_IS_NOTABLE = text("state NOT IN ('queued', 'succeeded')")
+"""What lists of jobs look for and is rare. A job that simply succeeds never pays for these indexes."""
 
 users = Table(
     "users",
@@ -112,6 +114,9 @@ jobs = Table(
     Column("traceparent", Text),
     CheckConstraint(_one_of("state", JobState), name="state"),
     Index("idx_jobs_principal_id", "principal_id", "id"),
+    Index("idx_jobs_instance", "resource", "resource_id", "id"),
+    Index("idx_jobs_notable", "state", "id", postgresql_where=_IS_NOTABLE),
+    Index("idx_jobs_own_notable", "principal_id", "state", "id", postgresql_where=_IS_NOTABLE),
     Index("idx_jobs_open_lane", "lane", "position", postgresql_where=_IS_OPEN),
     Index(
         "idx_jobs_announce_at", "priority", "announce_at", postgresql_where=text("announce_at IS NOT NULL")
@@ -167,6 +172,9 @@ callback_endpoints = Table(
     Column("previous_secret_until", _TIME),
     Column("disabled", Boolean, nullable=False, server_default=text("false")),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("failing_since", _TIME, comment="first failure after the last success"),
+    Column("disabled_at", _TIME),
+    Column("disabled_reason", Text),
 )
 
 deliveries = Table(
@@ -187,11 +195,18 @@ deliveries = Table(
     Column("error", Text),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
-    CheckConstraint(_one_of("kind", ("callback", "reply", "events")), name="kind"),
+    Column("target", Text, comment="effect, or routing key of a notice"),
+    Column("renewed_at", _TIME, comment="when it was last sent again on request"),
+    CheckConstraint(_one_of("kind", ("callback", "reply", "events", "notice", "effect")), name="kind"),
     CheckConstraint(_one_of("state", ("pending", "retrying", "delivered", "failed")), name="state"),
     Index("idx_deliveries_announce_at", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     Index("idx_deliveries_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
-    Index("idx_deliveries_endpoint_id", "endpoint_id", postgresql_where=text("endpoint_id IS NOT NULL")),
+    Index(
+        "idx_deliveries_endpoint_page",
+        "endpoint_id",
+        "id",
+        postgresql_where=text("endpoint_id IS NOT NULL"),
+    ),
 )
 
 breakers = Table(
@@ -201,4 +216,46 @@ breakers = Table(
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("opened_at", _TIME),
     Column("probe_at", _TIME, comment="set while open: when one real delivery may probe"),
+)
+
+refresh_families = Table(
+    "refresh_families",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("role", String(16), nullable=False, comment="at log-in; another one ends it"),
+    Column("current_digest", LargeBinary, nullable=False),
+    Column("previous_digest", LargeBinary),
+    Column("rotated_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("expires_at", _TIME, nullable=False, comment="whatever happens"),
+    Column("idle_at", _TIME, nullable=False, index=True, comment="unless used before; or revoked"),
+    Column("revoked_at", _TIME),
+)
+
+second_factors = Table(
+    "second_factors",
+    metadata,
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("secret", Text, nullable=False, comment="sealed"),
+    Column("last_step", BigInteger, nullable=False, server_default=text("0")),
+    Column("confirmed_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+)
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("user_id", _ID, ForeignKey("second_factors.user_id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+)
+
+login_attempts = Table(
+    "login_attempts",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True, comment="keyed: of an account or address"),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_at", _TIME, nullable=False, index=True),
+    Column("locked_until", _TIME),
+    Column("known_until", _TIME, comment="of an account at an address: good since a log-in there"),
 )

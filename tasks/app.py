@@ -5,7 +5,7 @@ import os
 from typing import Any
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, signals
 from celery.app.task import Task
 
 from models.errors import DatabaseUnavailable
@@ -39,6 +39,12 @@ def make_app(settings: Settings) -> Celery:
         """Send announced deliveries."""
         _run(lambda: runtime.deliver(_uuids(delivery_ids)), len(delivery_ids))
 
+    def close(sender: Any = None, **_: Any) -> None:
+        if sender is None or getattr(sender, "app", None) is app:
+            runtime.close()
+
+    signals.worker_process_shutdown.connect(close, weak=False)  # each child of prefork
+    signals.worker_shutdown.connect(close, weak=False)  # the process of threads
     return app
 
 

@@ -209,6 +209,16 @@ def describe(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
             "description": (
                 "Every write becomes a job: taken in durably and in milliseconds, applied exactly once. "
                 "Ask for it with `Prefer: wait=N` and the outcome is the answer, as from a synchronous API."
+                "\n\nThe transitions of many jobs come over a WebSocket at `/api/v1/stream`. The first "
+                'message, within 5 s, is `{"token": "<access token>"}`; then `{"subscribe": [job ids]}` '
+                'begins with the present state of each, and `{"subscribe": "mine", "after": sequence}` '
+                "with all that happened to your jobs after it (without `after`: from now on). "
+                "Subscriptions add up. "
+                'Frames are `{"sequence", "job"}` in the order of `sequence`; the highest one seen is the '
+                "`after` to come back with. What is wrong is answered by a Problem. Close codes: 1003 not "
+                "text, 1008 too many mistakes, 1009 over 64 KiB, 1012 restarting: come back, 1013 over "
+                "capacity, 4400 malformed first message, 4401 no valid token (any more), 4408 no token in "
+                "time, 4429 too many streams of one user."
             ),
         },
         "servers": [{"url": "/"}],
@@ -235,7 +245,7 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["security"] = []
     if route.body:
         content = {media: {"schema": _reference(one)} for media, one in route.body.items()}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not route.body_is_optional, "content": content}
     return operation
 
 
@@ -277,7 +287,7 @@ def _responses(route: Route) -> dict[str, Any]:
     return responses
 
 
-_ERROR_HEADERS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
+_ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
 def _headers(*names: str) -> dict[str, Any]:

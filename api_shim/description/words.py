@@ -28,6 +28,12 @@ IF_NONE_MATCH = header(
     "The ETag that you have seen. 304 while it is still the current one.",
     {"type": "string", "examples": ['"3"']},
 )
+LAST_EVENT_ID = header(
+    "Last-Event-ID",
+    "The `id` of the last event that you have seen: what came after it is sent. Without it the stream "
+    "begins with the present state.",
+    {"type": "string", "pattern": "^[0-9]{1,18}$", "examples": ["17"]},
+)
 PREFER = header(
     "Prefer",
     "`wait=N`: wait up to N seconds (0 to 30) for the outcome. `respond-async`: do not wait (the default).",
@@ -105,6 +111,11 @@ JOB_RESOURCE = query("resource", "Only jobs on this resource.", {"type": "string
 JOB_RESOURCE_ID = query("resourceId", "Only jobs on this instance.", _UUID)
 JOB_CREATED_AFTER = query("createdAfter", "Only jobs accepted later than this time.", _TIME)
 JOB_CREATED_BEFORE = query("createdBefore", "Only jobs accepted earlier than this time.", _TIME)
+DELIVERY_STATE = query(
+    "state",
+    "Only deliveries in this state.",
+    {"type": "string", "enum": ["pending", "retrying", "delivered", "failed"]},
+)
 
 RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the job, or what was made, is found.",

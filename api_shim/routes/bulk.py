@@ -8,11 +8,11 @@ from uuid import UUID
 from pydantic import Field, JsonValue, ValidationError
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.waiters import Waiters
 from api_shim.description.words import BULK_HEADERS
 from api_shim.routes import outcomes
 from api_shim.routes.submissions import Wants, digest_of, make_submission, read_wants
 from api_shim.routes.writes import fresh_jobs
-from api_shim.waiters import Waiters
 from api_shim.web import request_headers
 from api_shim.web.http import JSON, Header, Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route

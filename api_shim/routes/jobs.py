@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.waiters import Waiters
 from api_shim.description import words
 from api_shim.routes import outcomes
 from api_shim.routes.outcomes import BASE, NO_STORE
-from api_shim.waiters import Waiters
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
@@ -20,7 +20,8 @@ from models.errors import Gone, NotFound
 from models.identity.principals import Principal
 from models.ids import created_at, parse_id
 from models.job import Job, JobState
-from models.ledger import JobQuery, Ledger
+from models.job_query import JobQuery
+from models.ledger import Ledger
 from models.registry import Registry
 
 RETENTION = timedelta(days=30)
@@ -65,7 +66,7 @@ class Jobs:
 
     async def get(self, request: Request) -> Response:
         """Poll, or long-poll: with ``Prefer: wait`` and ``If-None-Match`` until the job has changed."""
-        job = await self._own(request)
+        job = await self.own(request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         seen = request.listed_header(b"if-none-match")
         is_known = request_headers.matches_any(seen, job.sequence)
@@ -79,7 +80,7 @@ class Jobs:
 
     async def result(self, request: Request) -> Response:
         """The outcome as a synchronous API would have said it; 202 until there is one."""
-        job = await self._own(request)
+        job = await self.own(request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         headers = [NO_STORE]
         if wait is not None:
@@ -91,7 +92,7 @@ class Jobs:
 
     async def cancel(self, request: Request) -> Response:
         """Withdraw a job that is not final: 200, or 409 where it is."""
-        job = await self._own(request)
+        job = await self.own(request)
         cancelled, deliveries = await self._threads.call(self._cancel, job.id)
         self._announcer.deliveries(deliveries)
         return outcomes.polled(cancelled)
@@ -138,7 +139,7 @@ class Jobs:
         with self._database.snapshot() as connection:
             return self._ledger.page(connection, wanted)
 
-    async def _own(self, request: Request) -> Job:
+    async def own(self, request: Request) -> Job:
         """The job in the path, which must be the caller's (an admin's: anybody's).
 
         Raises:

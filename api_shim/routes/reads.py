@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from api_shim.changes.waiters import Waiters
 from api_shim.description import words
 from api_shim.routes import outcomes
 from api_shim.routes.submissions import instance_id, parent_id
-from api_shim.waiters import Waiters
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response

@@ -6,10 +6,10 @@ from functools import partial
 from uuid import UUID
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.waiters import Waiters
 from api_shim.description.words import operation_id, write_answers, write_errors, write_headers
 from api_shim.routes import outcomes
 from api_shim.routes.submissions import read_wish
-from api_shim.waiters import Waiters
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import JSON, MERGE_PATCH, Header, Request, Response
 from api_shim.web.router import Limit, Route

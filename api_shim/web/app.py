@@ -9,12 +9,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
+from api_shim.web.cors import NO_ORIGINS, Cors
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -26,8 +27,9 @@ from api_shim.web.http import (
     StreamResponse,
     problem_response,
 )
-from api_shim.web.protocol import write_whole
+from api_shim.web.protocol import STALLED_SECONDS, cut_off, write_whole
 from api_shim.web.router import Route, Router
+from api_shim.web.websocket import SocketHandler, WebSocket
 from models.errors import (
     Contention,
     DatabaseUnavailable,
@@ -40,7 +42,7 @@ from models.errors import (
     internal_problem,
 )
 from models.log import REQUEST_ID
-from models.metrics import HTTP_REQUEST_SECONDS
+from models.metrics import HTTP_REQUEST_SECONDS, REFUSALS
 
 Hook = Callable[[], Awaitable[None]]
 Gate = Callable[[Request, Route], Awaitable[None]]
@@ -49,7 +51,14 @@ Gate = Callable[[Request, Route], Awaitable[None]]
 _log = logging.getLogger("waybill.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _CLOSE: Header = (b"connection", b"close")
-_ALWAYS: Sequence[Header] = ((b"x-content-type-options", b"nosniff"),)
+_ALWAYS: Sequence[Header] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+_NO_STORE: Header = (b"cache-control", b"no-store")
+"""Of every answer that says nothing else about who may keep it."""
+
 _WITHOUT_LENGTH = (204, 304)
 _UNROUTED = "(none)"
 
@@ -60,6 +69,8 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
+        cors: Which other origins' browsers may ask and read.
+        sockets: Who speaks with WebSockets, by path.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
     """
@@ -69,19 +80,25 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
+        cors: Cors = NO_ORIGINS,
+        sockets: Mapping[str, SocketHandler] | None = None,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
+        self._cors = cors
+        self._sockets = dict(sockets or {})
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
         self._timers: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the server's start and stop."""
+        """Serve one request or WebSocket, or the server's start and stop."""
         if scope["type"] == "http":
             await self._serve(Request(scope, receive), send)
+        elif scope["type"] == "websocket":
+            await WebSocket(scope, receive, send, self._gates).serve(self._sockets)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -94,12 +111,15 @@ class App:
         request.id = request_id.decode()
         REQUEST_ID.set(request.id)
         try:
-            route, request.parameters = self.router.find(request.method, request.path)
-            path = route.path
-            for gate in self._gates:
-                await gate(request, route)
-            request.take_query(route.query)
-            response = await route.handle(request)
+            self._cors.mark(request)
+            response = self._cors.preflight(request, self.router)
+            if response is None:
+                route, request.parameters = self.router.find(request.method, request.path)
+                path = route.path
+                for gate in self._gates:
+                    await gate(request, route)
+                request.take_query(route.query)
+                response = await route.handle(request)
         except Refusal as refusal:
             response = _refused(refusal, request)
         except Transient as fault:
@@ -110,10 +130,14 @@ class App:
             _log.exception("a request failed", extra={"method": request.method, "route": path})
             response = problem_response(internal_problem(request.id))
         headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id), *_ALWAYS]
+        if not any(name == b"cache-control" for name, _ in response.headers):
+            headers.append(_NO_STORE)
         if isinstance(response, StreamResponse):
+            # What is measured is the time to its beginning: how long it is listened to says nothing.
+            self._record(path, request.method, response, time.perf_counter() - began)
             await self._stream(response, headers, request, send)
-        else:
-            await self._answer(response, headers, send)
+            return
+        await self._answer(response, headers, send)
         self._record(path, request.method, response, time.perf_counter() - began)
 
     async def _answer(self, response: Response, headers: list[Header], send: Send) -> None:
@@ -128,15 +152,19 @@ class App:
     async def _stream(
         self, response: StreamResponse, headers: list[Header], request: Request, send: Send
     ) -> None:
-        """Send chunk after chunk; stop at once where the caller leaves."""
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        sending = asyncio.ensure_future(_send_chunks(response, request.method, send))
-        leaving = asyncio.ensure_future(request.gone())
-        await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-        for task in (sending, leaving):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        """Send chunk after chunk; stop at once where the caller leaves, and where it reads nothing."""
+        tasks: list[asyncio.Future[None]] = []
+        try:
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            tasks.append(asyncio.ensure_future(_send_chunks(response, request.method, send)))
+            tasks.append(asyncio.ensure_future(request.gone()))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also where the server's patience ends and this task is cancelled
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await response.close()
 
     def _record(self, path: str, method: str, response: Response, seconds: float) -> None:
         if path == _UNROUTED:
@@ -175,17 +203,20 @@ async def _send_chunks(response: StreamResponse, method: str, send: Send) -> Non
     try:
         if method != "HEAD":
             async for chunk in response.chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await asyncio.sleep(0)  # sending to one who left never waits: let it be noticed
         await send({"type": "http.response.body", "body": b""})
+    except TimeoutError:
+        cut_off(send)
     except Exception:
         _log.exception("a stream broke off")
-    finally:
-        if isinstance(response.chunks, AsyncGenerator):
-            await response.chunks.aclose()
+        cut_off(send)  # the caller must not take it for the end
 
 
 def _refused(refusal: Refusal, request: Request) -> Response:
     """The one place where a refusal becomes a problem document and its headers."""
+    REFUSALS.labels(refusal.code).inc()
     response = problem_response(refusal.problem(request.id))
     if isinstance(refusal, Unauthorized):
         reason = b', error="invalid_token"' if b"authorization" in request.headers else b""
