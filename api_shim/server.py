@@ -102,7 +102,7 @@ def build(
     metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
     jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
-        *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
+        *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
