@@ -42,6 +42,7 @@ class OpenJob:
         payload: JSON text.
         is_due: False while it is retrying and its time has not come.
         has_expired: Its ``expires_at`` has passed.
+        role: The principal's, when the job was accepted.
     """
 
     id: UUID
@@ -60,6 +61,7 @@ class OpenJob:
     request_id: str
     created_at: datetime
     parent_id: UUID | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +326,7 @@ def _row(submission: Submission) -> dict[str, Any]:
         "resource_id": submission.resource_id,
         "parent_id": submission.parent_id,
         "principal_id": submission.principal.id,
+        "role": submission.principal.role,
         "door": submission.door,
         "priority": submission.priority,
         "payload": orjson.Fragment(submission.payload) if submission.payload is not None else None,

@@ -9,7 +9,7 @@ CLOCK = text("SELECT clock_timestamp()")
 
 COPIED = (
     "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
-    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id"
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id, role"
 )
 
 ACCEPT = text(f"""
@@ -57,7 +57,7 @@ OPEN_JOBS = text("""
 SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS text), if_match,
        attempt, crashes, announcements,
        state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
-       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at, parent_id
+       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at, parent_id, role
 FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
 ORDER BY position LIMIT :limit

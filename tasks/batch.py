@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, exc
 
 from models.errors import Conflict, Contention, Forbidden, NotFound, Refusal
-from models.identity.principals import Action, Principal
+from models.identity.principals import Action, Principal, may
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
 from models.registry import Registry, Resource
@@ -122,7 +122,7 @@ class Batch:
             try:
                 change = service.apply(self._work(job), run.after)
             except Refusal as refusal:
-                run.outcomes.append(_refused(job, refusal))
+                run.outcomes.append(_refused(job, self._to_the_demoted(job, run.after) or refusal))
                 continue
             run.after = change.row
             if change.effect is Effect.INSERT:
@@ -139,6 +139,18 @@ class Batch:
                 )
             )
         return run
+
+    def _to_the_demoted(self, job: OpenJob, row: Row | None) -> Refusal | None:
+        """403 instead of 404 where the instance only vanished from sight, with the role that showed it."""
+        principal = self._principals.get(job.principal_id)
+        if principal is None or job.role in (None, principal.role):
+            return None
+        resource = self._registry[job.resource]
+        if resource.parent is not None and job.parent_id is not None:
+            row = self._instances[(resource.parent.type.name, job.parent_id)]
+        if row is None or may(resource.type.permissions, principal, Action.READ, row["owner_id"]):
+            return None
+        return Forbidden(f"The role {principal.role} may not {job.operation.action} {job.resource} of others")
 
     def _work(self, job: OpenJob) -> Work:
         principal = self._principals.get(job.principal_id)
