@@ -92,6 +92,7 @@ jobs = Table(
     Column("resource_id", _ID, nullable=False),
     Column("parent_id", _ID, comment="where its resource has a parent"),
     Column("principal_id", _ID, nullable=False),
+    Column("role", String(16), comment="the principal's, when it was accepted"),
     Column("door", String(8), nullable=False),
     Column("priority", String(8), nullable=False),
     Column("payload", JSON),
