@@ -17,8 +17,7 @@ depends_on: str | Sequence[str] | None = None
 _IS_NOTABLE = "state NOT IN ('queued', 'succeeded')"
 _INDEXES: dict[str, tuple[list[str], str | None]] = {
     "idx_jobs_instance": (["resource", "resource_id", "id"], None),
-    "idx_jobs_notable": (["state", "id"], _IS_NOTABLE),
-    "idx_jobs_own_notable": (["principal_id", "state", "id"], _IS_NOTABLE),
+    "idx_jobs_notable": (["state", "principal_id", "id"], _IS_NOTABLE),
 }
 
 
