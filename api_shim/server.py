@@ -13,6 +13,10 @@ from uvicorn import Config
 from api_shim.announcing import JobAnnouncer
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
+from api_shim.gate.limiter import Limiter
+from api_shim.gate.memory_limiter import MemoryLimiter
+from api_shim.gate.rate_limits import RateLimits
+from api_shim.gate.redis_limiter import RedisLimiter
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
@@ -22,6 +26,7 @@ from api_shim.routes.metrics import BacklogCollector, Metrics
 from api_shim.routes.reads import Reads, load_batcher
 from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.waiters import Waiters
+from api_shim.web.addresses import Proxies
 from api_shim.web.app import App
 from api_shim.web.protocol import GuardedProtocol, GuardedServer
 from api_shim.web.router import Route, Router
@@ -29,6 +34,7 @@ from api_shim.web.threads import Threads
 from models.container import Container
 from models.cursor import Cursors
 from models.errors import ConfigurationError
+from models.quotas import parse_quotas
 from models.settings import Settings
 
 POOL_SIZE = 10
@@ -100,8 +106,24 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
         for room in (intake, polls, loads, waiters, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
-    app = App(Router(routes), [Authentication(container.tokens)], on_stop=[stop])
+    limiter = limiter_of(container.settings)
+    limits = RateLimits(
+        Authentication(container.tokens), limiter, parse_quotas(container.settings.rate_limits)
+    )
+    app = App(
+        Router(routes),
+        [limits],
+        proxies=Proxies(container.settings.trusted_proxies),
+        on_start=[limiter.start],
+        on_stop=[limiter.close, stop],
+    )
     return Edge(app, health, waiters)
+
+
+def limiter_of(settings: Settings) -> Limiter:
+    """Counts in Redis where there is one, else in this process alone. Opens no connection yet."""
+    local = MemoryLimiter()
+    return RedisLimiter(settings.redis_url, local) if settings.redis_url else local
 
 
 def server_of(edge: Edge, host: str, port: int) -> GuardedServer:

@@ -4,7 +4,7 @@ With ``PROMETHEUS_MULTIPROC_DIR`` in the environment every process of the platfo
 counters; ``/metrics`` then shows their sum.
 """
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from models.job import FINAL, Door
 
@@ -44,3 +44,15 @@ INVALID_REQUESTS = Counter(
 )
 
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
+
+LIMITER_SECONDS = Histogram(
+    "waybill_limiter_seconds",
+    "Time of one round trip to Redis that counts requests",
+    buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
+)
+
+LIMITS_SHARED = Gauge(
+    "waybill_limits_shared",
+    "Whether limits are counted in Redis (1) or in the process alone (0); the least of all processes",
+    multiprocess_mode="livemin",
+)

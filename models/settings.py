@@ -1,6 +1,7 @@
 """Every setting, read once at the edge from ``WAYBILL_*`` and ``.env``; nowhere else."""
 
 import json
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from models.errors import ConfigurationError
+from models.quotas import parse_quotas
 
 MEMORY = "memory://"
 MEMORY_BROKER = "memory://localhost/"
@@ -39,7 +41,12 @@ class Settings(BaseSettings):
     sealing_keys: SecretStr | None = Field(
         None, description="id:base64, comma-separated; the first seals secrets at rest"
     )
-    rate_limits: Literal["on", "off"] = Field("on", description="off for load tests")
+    rate_limits: str = Field(
+        "on", description="on, off, or the contract's but for some: write=500/minute,login=off"
+    )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="comma-separated addresses and networks whose X-Forwarded-For is believed"
+    )
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"
@@ -78,12 +85,18 @@ class Settings(BaseSettings):
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
 
+    @field_validator("rate_limits")
+    @classmethod
+    def _known_quotas(cls, text: str) -> str:
+        parse_quotas(text)
+        return text
+
     @field_validator("amqp_principals", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
 
-    @field_validator("resources", "migrations", mode="before")
+    @field_validator("resources", "migrations", "trusted_proxies", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return (

@@ -15,6 +15,7 @@ from contextlib import suppress
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
+from api_shim.web.addresses import NO_PROXIES, Proxies
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -60,6 +61,7 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
+        proxies: Who is believed to say whose request it passes on.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
     """
@@ -69,11 +71,13 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
+        proxies: Proxies = NO_PROXIES,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
+        self._proxies = proxies
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
         self._timers: dict[tuple[str, str, int], Histogram] = {}
@@ -81,7 +85,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the server's start and stop."""
         if scope["type"] == "http":
-            await self._serve(Request(scope, receive), send)
+            await self._serve(Request(scope, receive, self._proxies), send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
