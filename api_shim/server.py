@@ -13,6 +13,7 @@ from uvicorn import Config
 from api_shim.announcing import JobAnnouncer
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
+from api_shim.gate.back_pressure import BackPressure
 from api_shim.gate.limiter import Limiter
 from api_shim.gate.memory_limiter import MemoryLimiter
 from api_shim.gate.rate_limits import RateLimits
@@ -110,12 +111,13 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     limits = RateLimits(
         Authentication(container.tokens), limiter, parse_quotas(container.settings.rate_limits)
     )
+    pressure = BackPressure(container.capacity, scrapes)
     app = App(
         Router(routes),
-        [limits],
+        [limits, pressure],
         proxies=Proxies(container.settings.trusted_proxies),
-        on_start=[limiter.start],
-        on_stop=[limiter.close, stop],
+        on_start=[limiter.start, pressure.start],
+        on_stop=[limiter.close, pressure.close, stop],
     )
     return Edge(app, health, waiters)
 

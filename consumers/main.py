@@ -59,6 +59,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
     loop = IntakeLoop(
         desk=desk,
         intake=container.intake,
+        capacity=container.capacity,
         announcer=announcer,
         open_link=lambda: _open_link(settings.broker_url),
         publisher=Publisher(lambda: _open_for_publishing(settings.broker_url)),

@@ -5,8 +5,10 @@ worker makes its own after the fork. Nothing here is global; inner code gets pla
 arguments.
 """
 
+from datetime import timedelta
 from functools import cached_property
 
+from models.capacity import Capacity
 from models.database import Database
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
@@ -72,6 +74,13 @@ class Container:
     def intake(self) -> Intake:
         """Turns submissions into jobs."""
         return Intake(self.database, self.ledger, self.registry, self.endpoints)
+
+    @cached_property
+    def capacity(self) -> Capacity:
+        """Whether the ledger has room for more work."""
+        settings = self.settings
+        age = timedelta(seconds=settings.max_open_age)
+        return Capacity(self.database, self.ledger, settings.max_open_jobs, age)
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="comma-separated addresses and networks whose X-Forwarded-For is believed"
     )
+    max_open_jobs: int = Field(
+        1_000_000, ge=0, description="jobs queued or retrying; beyond it new ones get 503; 0: no bound"
+    )
+    max_open_age: int = Field(
+        3_600, ge=0, description="seconds that the oldest may be queued; beyond it the same; 0: no bound"
+    )
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"

@@ -96,7 +96,9 @@ def test_each_user_and_each_route_has_a_quota_of_its_own(api: Api) -> None:
 def test_login_is_limited_by_address(api: Api) -> None:
     body = {"email": "user@example.com", "password": PASSWORD}
     statuses = [
-        api.request("POST", "/auth/login", role=None, json_body=body, headers={"X-Forwarded-For": f"1.1.1.{n}"})
+        api.request(
+            "POST", "/auth/login", role=None, json_body=body, headers={"X-Forwarded-For": f"1.1.1.{n}"}
+        )
         for n in range(4)
     ]
     assert [one.status for one in statuses] == [200, 200, 200, 429]
