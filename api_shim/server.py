@@ -29,6 +29,7 @@ from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.waiters import Waiters
 from api_shim.web.addresses import Proxies
 from api_shim.web.app import App
+from api_shim.web.cors import Cors
 from api_shim.web.protocol import GuardedProtocol, GuardedServer
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
@@ -115,6 +116,7 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     app = App(
         Router(routes),
         [limits, pressure],
+        cors=Cors(container.settings.cors_origins),
         proxies=Proxies(container.settings.trusted_proxies),
         on_start=[limiter.start, pressure.start],
         on_stop=[limiter.close, pressure.close, stop],

@@ -1,6 +1,7 @@
 """Every setting, read once at the edge from ``WAYBILL_*`` and ``.env``; nowhere else."""
 
 import json
+import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,8 @@ from sqlalchemy.exc import ArgumentError
 
 from models.errors import ConfigurationError
 from models.quotas import parse_quotas
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 
 MEMORY = "memory://"
 MEMORY_BROKER = "memory://localhost/"
@@ -46,6 +49,9 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="comma-separated addresses and networks whose X-Forwarded-For is believed"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated origins whose pages may call the API; none by default"
     )
     max_open_jobs: int = Field(
         1_000_000, ge=0, description="jobs queued or retrying; beyond it new ones get 503; 0: no bound"
@@ -97,12 +103,20 @@ class Settings(BaseSettings):
         parse_quotas(text)
         return text
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("must be origins like https://app.example.com, each named; no path, no *")
+        return origins
+
     @field_validator("amqp_principals", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
 
-    @field_validator("resources", "migrations", "trusted_proxies", mode="before")
+    @field_validator("resources", "migrations", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return (

@@ -15,7 +15,9 @@ from contextlib import suppress
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
+from api_shim.web import security_headers
 from api_shim.web.addresses import NO_PROXIES, Proxies
+from api_shim.web.cors import Cors
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -50,7 +52,6 @@ Gate = Callable[[Request, Route], Awaitable[None]]
 _log = logging.getLogger("waybill.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _CLOSE: Header = (b"connection", b"close")
-_ALWAYS: Sequence[Header] = ((b"x-content-type-options", b"nosniff"),)
 _WITHOUT_LENGTH = (204, 304)
 _UNROUTED = "(none)"
 
@@ -61,6 +62,7 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
+        cors: Which pages in browsers may call.
         proxies: Who is believed to say whose request it passes on.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
@@ -71,12 +73,14 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
+        cors: Cors | None = None,
         proxies: Proxies = NO_PROXIES,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
+        self._cors = cors if cors is not None and not cors.is_closed else None
         self._proxies = proxies
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
@@ -97,6 +101,8 @@ class App:
             request_id = str(uuid4()).encode()
         request.id = request_id.decode()
         REQUEST_ID.set(request.id)
+        if self._cors is not None:
+            request.answer_headers += self._cors.headers(request)
         try:
             route, request.parameters = self.router.find(request.method, request.path)
             path = route.path
@@ -105,7 +111,7 @@ class App:
             request.take_query(route.query)
             response = await route.handle(request)
         except Refusal as refusal:
-            response = _refused(refusal, request)
+            response = self._preflight(request, refusal) or _refused(refusal, request)
         except Transient as fault:
             response = _unavailable(fault, request)
         except Disconnected:
@@ -113,12 +119,19 @@ class App:
         except Exception:
             _log.exception("a request failed", extra={"method": request.method, "route": path})
             response = problem_response(internal_problem(request.id))
-        headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id), *_ALWAYS]
+        headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id)]
+        headers += security_headers.missing(response.headers)
         if isinstance(response, StreamResponse):
             await self._stream(response, headers, request, send)
         else:
             await self._answer(response, headers, send)
         self._record(path, request.method, response, time.perf_counter() - began)
+
+    def _preflight(self, request: Request, refusal: Refusal) -> Response | None:
+        """The answer to a browser's question whether it may send this, where it may."""
+        if self._cors is None or not isinstance(refusal, MethodNotAllowed):
+            return None
+        return self._cors.preflight(request, refusal.allow)
 
     async def _answer(self, response: Response, headers: list[Header], send: Send) -> None:
         body = response.body
