@@ -44,6 +44,9 @@ class Desk:
             parent_id=asked.parent_id,
             if_match=asked.if_match,
         )
+        payload = admitted.payload
+        if payload is not None and resource.service.has_secrets:
+            payload = resource.service.secured(payload, target.resource_id)
         job_id = new_id()
         return Submission(
             job_id=job_id,
@@ -55,7 +58,7 @@ class Desk:
             principal=principal,
             door=Door.AMQP,
             request_id=arrival.request_id or str(job_id),
-            payload=admitted.payload,
+            payload=payload,
             if_match=asked.if_match,
             idempotency_key=asked.message_id,
             fingerprint=asked.fingerprint(self._fingerprint_key),

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from models.ids import new_id
 from models.job import to_json
-from models.log import masked
+from models.log import MASK, names_a_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class AuditEntry:
     Attributes:
         subject: What it was done to, as the actor named it.
         reason: The actor's.
-        detail: What was asked for; secrets are masked on writing.
+        detail: What was asked for; secrets are masked and long texts cut on writing.
         error: The problem that it was refused with.
     """
 
@@ -56,6 +56,7 @@ class AuditEntry:
 
 
 _LONGEST_SUBJECT = 200
+_LONGEST_TEXT = 1000
 
 
 class AuditTrail:
@@ -74,13 +75,24 @@ class AuditTrail:
                 "subject": entry.subject[:_LONGEST_SUBJECT],
                 "outcome": entry.outcome,
                 "reason": entry.reason,
-                "detail": masked(entry.detail) if entry.detail is not None else None,
+                "detail": _recorded(entry.detail),
                 "error": entry.error,
                 "request_id": actor.request_id,
             }
             for entry in entries
         ]
         connection.execute(_WRITE, {"rows": to_json(rows).decode()})
+
+
+def _recorded(value: Any) -> Any:
+    """``value`` without secrets, by the names of its members, and without very long texts."""
+    if isinstance(value, Mapping):
+        return {name: MASK if names_a_secret(name) else _recorded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_recorded(item) for item in value]
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"{value[:_LONGEST_TEXT]}… ({len(value)} characters)"
+    return value
 
 
 _WRITE = text("""

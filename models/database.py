@@ -12,12 +12,16 @@ import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from models.errors import Contention, DatabaseUnavailable
+from models.errors import Conflict, Contention, DatabaseUnavailable
 from models.metrics import DATABASE_SECONDS
 from models.tables import SCHEMA
 
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "57014", "25P03", "25P04"})
 """Serialization failure, deadlock, lock not available, and the time-outs that keep lanes from being held."""
+
+
+LAST_ADMIN = "WB001"
+"""Raised by the database's own rule that an admin is left."""
 
 
 class Database:
@@ -159,6 +163,8 @@ def translated_errors() -> Iterator[None]:
         state = sqlstate(error)
         if state in _CONTENTION:
             raise Contention(f"database contention ({state})") from error
+        if state == LAST_ADMIN:
+            raise Conflict("The last admin cannot be deleted, disabled or given another role") from error
         if error.connection_invalidated or is_connection_loss(state, error):
             raise DatabaseUnavailable("the database is not reachable") from error
         raise

@@ -73,9 +73,14 @@ class LineFormatter(JsonFormatter):
         return {name: masked(value, name) for name, value in log_data.items()}
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether what goes by this name should not be written down."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def masked(value: Any, name: str = "") -> Any:
     """``value`` without what looks secret, by its name or by its looks."""
-    if name and _SECRET_NAME.search(name):
+    if name and names_a_secret(name):
         return MASK
     if isinstance(value, str):
         for pattern, replacement in _SECRETS:

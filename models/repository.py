@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, exc, false, func, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from models.database import array, sqlstate
+from models.database import LAST_ADMIN, array, sqlstate
 from models.errors import Conflict, Invalid
 from models.job import to_json
 from models.resource_type import ResourceType
@@ -233,6 +233,8 @@ def as_refusal(error: Exception) -> Exception:
     """A broken constraint or an impossible value is the caller's; anything else stays what it is."""
     if isinstance(error, exc.DBAPIError):
         state = sqlstate(error) or ""
+        if state == LAST_ADMIN:
+            return Conflict("The last admin cannot be deleted, disabled or given another role")
         if state in ("23505", "23P01"):
             return Conflict("Another instance has the same value of a unique member")
         if state == "23503":

@@ -3,6 +3,8 @@
 Tables live in PostgreSQL schema ``waybill``, found through the search path.
 """
 
+from datetime import UTC, datetime
+
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -61,14 +63,16 @@ users = Table(
     Column("email", String(254), nullable=False, unique=True),
     Column("password_hash", Text, nullable=False),
     Column("role", String(16), nullable=False),
-    Column("is_disabled", Boolean, nullable=False, server_default=text("false")),
+    Column("is_disabled", Boolean, nullable=False, server_default=text("false"), default=False),
     Column(
         "tokens_valid_from",
         _TIME,
         nullable=False,
         server_default=text("'1970-01-01 00:00:00+00'"),
+        default=datetime.fromtimestamp(0, UTC),
         comment="tokens issued earlier are refused",
     ),
+    Column("owner_id", _ID, comment="itself: what every resource has"),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
@@ -88,6 +92,7 @@ jobs = Table(
     Column("resource_id", _ID, nullable=False),
     Column("parent_id", _ID, comment="where its resource has a parent"),
     Column("principal_id", _ID, nullable=False),
+    Column("role", String(16), comment="the principal's, when it was accepted"),
     Column("door", String(8), nullable=False),
     Column("priority", String(8), nullable=False),
     Column("payload", JSON),

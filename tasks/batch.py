@@ -1,18 +1,19 @@
 """A batch at work: jobs of many lanes, folded and written as sets in one transaction. No locks, no commit."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, exc
 
 from models.errors import Conflict, Contention, Forbidden, NotFound, PreconditionFailed, Refusal
-from models.identity.principals import Action, Principal
+from models.identity.principals import Action, Principal, may
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
 from models.registry import Registry, Resource
+from models.repository import as_refusal
 from models.service import Effect, Row, Work
 
 _Key = tuple[str, UUID]
@@ -125,6 +126,7 @@ class Batch:
             try:
                 change = service.apply(self._work(job), run.after)
             except Refusal as refusal:
+                refusal = self._to_the_demoted(job, run.after) or refusal
                 run.outcomes.append(_refused(job, refusal))
                 if _is_about_the_lane(job, refusal):
                     self.unprepared[job.id] = job
@@ -144,6 +146,18 @@ class Batch:
                 )
             )
         return run
+
+    def _to_the_demoted(self, job: OpenJob, row: Row | None) -> Refusal | None:
+        """403 instead of 404 where the instance only vanished from sight, with the role that showed it."""
+        principal = self._principals.get(job.principal_id)
+        if principal is None or job.role in (None, principal.role):
+            return None
+        resource = self._registry[job.resource]
+        if resource.parent is not None and job.parent_id is not None:
+            row = self._instances[(resource.parent.type.name, job.parent_id)]
+        if row is None or may(resource.type.permissions, principal, Action.READ, row["owner_id"]):
+            return None
+        return Forbidden(f"The role {principal.role} may not {job.operation.action} {job.resource} of others")
 
     def _work(self, job: OpenJob) -> Work:
         principal = self._principals.get(job.principal_id)
@@ -183,13 +197,39 @@ class Batch:
         """Write what the runs changed: one statement a resource and effect."""
         for name in dict.fromkeys(run.key[0] for run in runs if run.effect is not Effect.NONE):
             mine = [run for run in runs if run.key[0] == name]
-            self._insert(name, [run for run in mine if run.effect is Effect.INSERT])
-            self._update(name, [run for run in mine if run.effect is Effect.UPDATE])
-            self._delete(name, [run for run in mine if run.effect is Effect.DELETE])
+            for effect, write in (
+                (Effect.INSERT, self._insert),
+                (Effect.UPDATE, self._update),
+                (Effect.DELETE, self._delete),
+            ):
+                changed = [run for run in mine if run.effect is effect]
+                if changed:
+                    self._attempt(name, changed, write)
+
+    def _attempt(self, name: str, runs: Sequence[_Run], write: Callable[[str, Sequence[_Run]], None]) -> None:
+        """Write a set. Where a constraint may refuse a row of it, that one is refused and the others go in.
+
+        Without this a duplicate value would roll back everybody's batch until it stands alone.
+        """
+        if self._registry[name].type.folds:
+            write(name, runs)
+            return
+        try:
+            with self._connection.begin_nested():
+                write(name, runs)
+        except exc.DBAPIError as error:
+            refusal = as_refusal(error)
+            if not isinstance(refusal, Refusal):
+                raise
+            if len(runs) > 1:
+                middle = len(runs) // 2
+                self._attempt(name, runs[:middle], write)
+                self._attempt(name, runs[middle:], write)
+                return
+            [run] = runs  # of one job: this resource does not fold
+            run.outcomes[:] = [_refused(run.jobs[0], refusal)]
 
     def _insert(self, name: str, runs: Sequence[_Run]) -> None:
-        if not runs:
-            return
         repository = self._registry[name].repository
         inserted = repository.insert_many(self._connection, [_row(run) for run in runs])
         for run in runs:
@@ -207,15 +247,11 @@ class Batch:
         run.outcomes[place:] = [_refused(run.creator, refusal)]
 
     def _update(self, name: str, runs: Sequence[_Run]) -> None:
-        if not runs:
-            return
         rows = [(_row(run), run.before["version"]) for run in runs if run.before is not None]
         matched = self._registry[name].repository.update_many(self._connection, rows)
         self._accept_writes(runs, matched)
 
     def _delete(self, name: str, runs: Sequence[_Run]) -> None:
-        if not runs:
-            return
         versions = {run.key[1]: run.before["version"] for run in runs if run.before is not None}
         for part in self._registry.children(name):
             buried = part.repository.delete_parts(self._connection, list(versions))

@@ -1,6 +1,7 @@
 """POST, PUT, PATCH and DELETE of every resource: each write becomes a job. No business rules."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from api_shim.routes.submissions import read_wish
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import JSON, MERGE_PATCH, Header, Request, Response
 from api_shim.web.router import Limit, Route
+from api_shim.web.threads import Threads
 from models.errors import Refusal
 from models.identity.principals import permission_needed
 from models.intake import Answer, Intake, Receipt
@@ -29,6 +31,7 @@ class Writes:
         registry: The resources served.
         intake: Accepts what was read, together with everybody else's (:func:`intake_batcher`).
         waiters: Wait for the outcome where the caller likes to.
+        slow: Where secrets are hashed: it would hold up everybody else on the event loop.
         fingerprint_key: Keys the digests that idempotency keys are compared by.
     """
 
@@ -37,17 +40,25 @@ class Writes:
         registry: Registry,
         intake: Batcher[Submission, Answer],
         waiters: Waiters,
+        slow: Threads,
         fingerprint_key: bytes,
     ) -> None:
         self._registry = registry
         self._intake = intake
         self._waiters = waiters
+        self._slow = slow
         self._fingerprint_key = fingerprint_key
 
     async def write(self, resource: Resource, operation: Operation, request: Request) -> Response:
         """Take a write in; say 202, or its outcome where the caller waits and it comes in time."""
         wish = await read_wish(request, resource, operation, self._fingerprint_key)
-        receipt = await self._intake.call(wish.submission)
+        submission = wish.submission
+        if resource.service.has_secrets and submission.payload is not None:
+            payload = await self._slow.call(
+                resource.service.secured, submission.payload, submission.resource_id
+            )
+            submission = replace(submission, payload=payload)
+        receipt = await self._intake.call(submission)
         if isinstance(receipt, Refusal):
             raise receipt.with_traceback(None)  # one refusal may answer many requests
         job = receipt.job

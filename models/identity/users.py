@@ -128,7 +128,7 @@ def _user(row: Any) -> User:
 
 
 _ADD = text("""
-INSERT INTO users (id, email, password_hash, role) VALUES (:id, :email, :hash, :role)
+INSERT INTO users (id, owner_id, email, password_hash, role) VALUES (:id, :id, :email, :hash, :role)
 ON CONFLICT DO NOTHING RETURNING id, email, role
 """)
 
