@@ -38,7 +38,7 @@ def two(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         try:
             clients = [Client(f"http://127.0.0.1:{port}", api.tokens[Role.USER]) for port in ports]
             for port in ports:
-                wait_until(lambda port=port: _listens(port), timeout_seconds=30, what=f"{port} listens")
+                wait_until(lambda port=port: _listens(port), timeout_seconds=90, what=f"{port} listens")
             yield api, clients
         finally:
             for process in processes:
