@@ -46,6 +46,7 @@ class OpenJob:
         is_due: False while it is retrying and its time has not come.
         has_expired: Its ``expires_at`` has passed.
         crash_log: The attempts behind ``crashes``: worker, time, and the signal where somebody saw it.
+        role: The principal's, when the job was accepted.
     """
 
     id: UUID
@@ -65,6 +66,7 @@ class OpenJob:
     created_at: datetime
     crash_log: list[dict[str, Any]] | None
     parent_id: UUID | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,25 @@ class Accepted:
     sequence: int
     created_at: datetime
     transaction_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is open at a moment.
+
+    Attributes:
+        jobs: Open jobs by priority.
+        ages: Seconds that the oldest has been queued, by priority.
+        finished: Jobs that ended since the reading before.
+        mark: Where the next reading counts from.
+        read_at: POSIX seconds, by the database's clock.
+    """
+
+    jobs: Mapping[Priority, int]
+    ages: Mapping[Priority, float]
+    finished: int
+    mark: int
+    read_at: float
 
 
 class Ledger:
@@ -327,6 +348,20 @@ class Ledger:
         parameters = {"lanes": array(lanes), "principal_id": principal_id}
         return {row[0] for row in connection.execute(sql.LANES_IN_USE, parameters).all()}
 
+    def open_backlog(self, connection: Connection, mark: int | None) -> Backlog:
+        """What is queued or retrying, and how many ended since ``mark`` (None: since now)."""
+        rows = [(Priority(row[0]), row[1], float(row[2])) for row in connection.execute(sql.OPEN_BACKLOG)]
+        if mark is None:
+            mark = connection.execute(sql.LAST_SEQUENCE).scalar_one()
+        finished, mark, read_at = connection.execute(sql.FINISHED_SINCE, {"mark": mark}).one()
+        return Backlog(
+            jobs={priority: jobs for priority, jobs, _ in rows},
+            ages={priority: age for priority, _, age in rows},
+            finished=finished,
+            mark=mark,
+            read_at=float(read_at),
+        )
+
     def backlog(self, connection: Connection) -> list[tuple[JobState, Priority, int, float]]:
         """Open and scheduled jobs: state, priority, how many, and the age of the oldest in seconds."""
         return [
@@ -371,6 +406,7 @@ def _row(submission: Submission) -> dict[str, Any]:
         "resource_id": submission.resource_id,
         "parent_id": submission.parent_id,
         "principal_id": submission.principal.id,
+        "role": submission.principal.role,
         "door": submission.door,
         "priority": submission.priority,
         "payload": orjson.Fragment(submission.payload) if submission.payload is not None else None,

@@ -26,7 +26,7 @@ def _with_attempt(attempt: str, reason: str) -> str:
 
 COPIED = (
     "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
-    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id"
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id, role"
 )
 
 ACCEPT = text(f"""
@@ -75,7 +75,7 @@ SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS
        attempt, crashes, announcements,
        state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
        COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at,
-       CASE WHEN crashes > 0 THEN crash_log END, parent_id
+       CASE WHEN crashes > 0 THEN crash_log END, parent_id, role
 FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
 ORDER BY position LIMIT :limit
@@ -275,6 +275,28 @@ SELECT DISTINCT lane FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
   AND (CAST(:principal_id AS uuid) IS NULL OR principal_id = :principal_id)
 """)
+
+OPEN_BACKLOG = text("""
+WITH held AS MATERIALIZED (
+    SELECT DISTINCT lane FROM jobs WHERE announce_at IS NOT NULL AND state = 'retrying'
+), open AS (
+    SELECT j.priority, count(*) AS jobs,
+           min(j.position) FILTER (WHERE j.state = 'queued' AND h.lane IS NULL) AS oldest
+    FROM jobs AS j LEFT JOIN held AS h USING (lane)
+    WHERE j.announce_at IS NOT NULL AND j.state <> 'scheduled'
+    GROUP BY j.priority
+)
+SELECT o.priority, o.jobs, COALESCE(extract(epoch FROM clock_timestamp() - e.at), 0)
+FROM open AS o LEFT JOIN job_events AS e ON e.sequence = o.oldest
+""")
+
+FINISHED_SINCE = text("""
+SELECT count(*) FILTER (WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired', 'dead')),
+       COALESCE(max(sequence), :mark), extract(epoch FROM clock_timestamp())
+FROM job_events WHERE sequence > :mark
+""")
+
+LAST_SEQUENCE = text("SELECT last_value FROM job_sequence")
 
 BACKLOG = text("""
 SELECT state, priority, count(*), extract(epoch FROM now() - min(created_at))
