@@ -16,7 +16,8 @@ from sqlalchemy import Connection, text
 from models.database import array
 from models.ids import new_id
 from models.job import FINAL, Job, JobState, Operation, to_json
-from models.ledger import REANNOUNCE_AFTER, job_from
+from models.job_rows import job_from
+from models.ledger import REANNOUNCE_AFTER
 
 CLAIM = timedelta(seconds=60)
 """A claimed delivery is announced again after this, unless it was settled: longer than any send may take."""
