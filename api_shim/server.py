@@ -15,6 +15,11 @@ from api_shim.announcing import JobAnnouncer
 from api_shim.changes.hub import Hub
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
+from api_shim.gate.back_pressure import BackPressure
+from api_shim.gate.limiter import Limiter
+from api_shim.gate.memory_limiter import MemoryLimiter
+from api_shim.gate.rate_limits import RateLimits
+from api_shim.gate.redis_limiter import RedisLimiter
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
@@ -28,6 +33,7 @@ from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics, Ou
 from api_shim.routes.reads import Reads, load_batcher
 from api_shim.routes.stream import Stream
 from api_shim.routes.writes import Writes, intake_batcher
+from api_shim.web.addresses import Proxies
 from api_shim.web.app import App
 from api_shim.web.cors import Cors
 from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
@@ -37,6 +43,7 @@ from models.container import Container
 from models.cursor import Cursors
 from models.deliveries.outbox import Outbox
 from models.errors import ConfigurationError
+from models.quotas import parse_quotas
 from models.settings import Settings
 
 POOL_SIZE = 11
@@ -136,15 +143,26 @@ def build(
         for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
+    limiter = limiter_of(container.settings)
+    limits = RateLimits(authentication, limiter, parse_quotas(container.settings.rate_limits))
+    pressure = BackPressure(container.capacity, scrapes)
     stream = Stream(hub, polls.call, authentication)
     app = App(
         Router(routes),
-        [authentication],
+        [limits, pressure],
         cors=Cors(container.settings.cors_origins),
+        proxies=Proxies(container.settings.trusted_proxies),
         sockets={stream.route.path: stream},
-        on_stop=[stop],
+        on_start=[limiter.start, pressure.start],
+        on_stop=[limiter.close, pressure.close, stop],
     )
     return Edge(app, health, hub)
+
+
+def limiter_of(settings: Settings) -> Limiter:
+    """Counts in Redis where there is one, else in this process alone. Opens no connection yet."""
+    local = MemoryLimiter()
+    return RedisLimiter(settings.redis_url, local) if settings.redis_url else local
 
 
 def server_of(edge: Edge, host: str, port: int) -> GuardedServer:

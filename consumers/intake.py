@@ -4,11 +4,12 @@
 
     take ─▶ judge ─▶ commit ─▶ dead letters ─▶ replies ─▶ announce ─▶ acknowledge
              │          │      (confirmed)    (best effort)
-             └──────────┴─ database away: hold the batch, wait, judge it again
+             └──────────┴─ database away, or full: hold the batch, wait, judge it again
 
-Nothing is given back while the database is away: the batch stays in hand, its connection alive, so
-the order of the queue holds and no delivery is counted. Whatever ends the process or the connection
-gives the messages back to their place, and what had been committed is then known by its message id.
+Nothing is given back while the database is away, or full: the batch stays in hand, its connection
+alive, so the order of the queue holds and no delivery is counted. Whatever ends the process or the
+connection gives the messages back to their place, and what had been committed is then known by its
+message id.
 """
 
 import logging
@@ -25,6 +26,7 @@ from consumers.envelope import Arrival
 from consumers.link import Link
 from consumers.publisher import Outgoing, Publisher
 from consumers.replies import Rejection
+from models.capacity import Capacity
 from models.errors import ConfigurationError, DatabaseUnavailable, Refusal, Transient, Unavailable
 from models.intake import Answer, Intake, Receipt
 from models.job import JobState, Priority, Submission
@@ -61,6 +63,7 @@ class IntakeLoop:
     Args:
         desk: Makes submissions of messages.
         intake: Makes jobs of submissions.
+        capacity: Tells whether there is room for more jobs.
         announcer: Tells the workers.
         open_link: Opens a link to the broker; it is consumed from at once.
         publisher: Sends dead letters and replies.
@@ -73,6 +76,7 @@ class IntakeLoop:
         *,
         desk: Desk,
         intake: Intake,
+        capacity: Capacity,
         announcer: JobAnnouncer,
         open_link: Callable[[], Link],
         publisher: Publisher,
@@ -81,6 +85,8 @@ class IntakeLoop:
     ) -> None:
         self._desk = desk
         self._intake = intake
+        self._capacity = capacity
+        self._capacity_due = 0.0
         self._announcer = announcer
         self._open_link = open_link
         self._publisher = publisher
@@ -148,12 +154,27 @@ class IntakeLoop:
         self._announce(verdicts)
         link.acknowledge(batch)
 
+    def _find_room(self, jobs: int) -> None:
+        """Come back where the ledger has room for ``jobs`` more; looked at about once a second.
+
+        Raises:
+            Transient: It is full.
+        """
+        if time.monotonic() >= self._capacity_due:
+            self._capacity.read()
+            self._capacity_due = time.monotonic() + self._capacity.rest_seconds
+        try:
+            self._capacity.admit(Priority.NORMAL, jobs)
+        except Unavailable as refusal:
+            raise Transient(refusal.message) from refusal
+
     def _judge(self, batch: Sequence[Arrival]) -> list[_Verdict]:
         """A verdict for each message, in order. What can be taken is committed in one transaction.
 
         Raises:
             Transient: It cannot be said now. Some may have been accepted: judging again will tell.
         """
+        self._find_room(len(batch))
         submissions: list[tuple[int, Submission]] = []
         verdicts: dict[int, _Verdict] = {}
         for place, arrival in enumerate(batch):

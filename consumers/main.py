@@ -70,6 +70,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
     loop = IntakeLoop(
         desk=desk,
         intake=container.intake,
+        capacity=container.capacity,
         announcer=announcer,
         open_link=lambda: _open_link(settings.broker_url, "", PREFETCH, (INTAKE, EXPIRED_INTAKE)),
         publisher=Publisher(lambda: _open_for_publishing(settings.broker_url)),

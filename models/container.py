@@ -8,6 +8,7 @@ arguments.
 from datetime import timedelta
 from functools import cached_property
 
+from models.capacity import Capacity
 from models.database import Database
 from models.dead_letters.redriving import Redriver
 from models.deliveries.endpoint_secrets import EndpointSecrets
@@ -98,6 +99,13 @@ class Container:
     def redriver(self) -> Redriver:
         """Redrives and discards dead letters."""
         return Redriver(self.database, self.ledger, self.registry, self.users)
+
+    @cached_property
+    def capacity(self) -> Capacity:
+        """Whether the ledger has room for more work."""
+        settings = self.settings
+        age = timedelta(seconds=settings.max_open_age)
+        return Capacity(self.database, self.ledger, settings.max_open_jobs, age)
 
     @cached_property
     def tokens(self) -> Tokens:

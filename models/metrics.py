@@ -79,3 +79,15 @@ STREAMS = Gauge(
 )
 
 CHANGE_READS = Counter("waybill_change_reads_total", "Readings of the ledger for all who wait for changes")
+
+LIMITER_SECONDS = Histogram(
+    "waybill_limiter_seconds",
+    "Time of one round trip to Redis that counts requests",
+    buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
+)
+
+LIMITS_SHARED = Gauge(
+    "waybill_limits_shared",
+    "Whether limits are counted in Redis (1) or in the process alone (0); the least of all processes",
+    multiprocess_mode="livemin",
+)

@@ -287,17 +287,19 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 
 def _responses(route: Route) -> dict[str, Any]:
     responses: dict[str, Any] = {}
+    limited = () if route.limit is None else ("RateLimit", "RateLimit-Policy")
     for status, answer in sorted(route.answers.items()):
         responses[str(status)] = response = {
             "description": answer.description,
-            "headers": _headers(*answer.headers, "X-Request-ID"),
+            "headers": _headers(*answer.headers, *limited, "X-Request-ID"),
         }
         if answer.schema is not None:
             response["content"] = {answer.media_type: {"schema": _reference(answer.schema)}}
-    for status in sorted({400, 500, 503, *route.errors, *(() if route.is_public else (401, 403))}):
+    of_gates = {*(() if route.is_public else (401, 403)), *(() if route.limit is None else (429,))}
+    for status in sorted({400, 500, 503, *route.errors, *of_gates}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
-            "headers": _headers(*_ERROR_HEADERS.get(status, ()), "X-Request-ID"),
+            "headers": _headers(*_ERROR_HEADERS.get(status, ()), *limited, "X-Request-ID"),
             "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}},
         }
     return responses

@@ -120,6 +120,8 @@ DELIVERY_STATE = query(
 RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the job, or what was made, is found.",
     "Retry-After": "Whole seconds after which asking again makes sense.",
+    "RateLimit": "What is left of the quota (`r`), and seconds until more of it is free (`t`).",
+    "RateLimit-Policy": "The quota (`q`) and its window in seconds (`w`).",
     "ETag": "The version (of a job: the sequence of its last change) in quotes.",
     "Preference-Applied": "The `wait` that was honoured.",
     "Idempotent-Replayed": "`true` where this job was accepted earlier under the same Idempotency-Key.",

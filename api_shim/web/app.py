@@ -15,7 +15,9 @@ from contextlib import suppress
 from prometheus_client import Histogram
 from uuid_utils import uuid4
 
-from api_shim.web.cors import NO_ORIGINS, Cors
+from api_shim.web import security_headers
+from api_shim.web.addresses import NO_PROXIES, Proxies
+from api_shim.web.cors import Cors
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -51,14 +53,6 @@ Gate = Callable[[Request, Route], Awaitable[None]]
 _log = logging.getLogger("waybill.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _CLOSE: Header = (b"connection", b"close")
-_ALWAYS: Sequence[Header] = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-)
-_NO_STORE: Header = (b"cache-control", b"no-store")
-"""Of every answer that says nothing else about who may keep it."""
-
 _WITHOUT_LENGTH = (204, 304)
 _UNROUTED = "(none)"
 
@@ -69,7 +63,8 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
-        cors: Which other origins' browsers may ask and read.
+        cors: Which pages in browsers may call.
+        proxies: Who is believed to say whose request it passes on.
         sockets: Who speaks with WebSockets, by path.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
@@ -80,14 +75,16 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
-        cors: Cors = NO_ORIGINS,
+        cors: Cors | None = None,
+        proxies: Proxies = NO_PROXIES,
         sockets: Mapping[str, SocketHandler] | None = None,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
-        self._cors = cors
+        self._cors = cors if cors is not None and not cors.is_closed else None
+        self._proxies = proxies
         self._sockets = dict(sockets or {})
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
@@ -96,9 +93,9 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket, or the server's start and stop."""
         if scope["type"] == "http":
-            await self._serve(Request(scope, receive), send)
+            await self._serve(Request(scope, receive, self._proxies), send)
         elif scope["type"] == "websocket":
-            await WebSocket(scope, receive, send, self._gates).serve(self._sockets)
+            await WebSocket(scope, receive, send, self._gates, self._proxies).serve(self._sockets)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -110,18 +107,17 @@ class App:
             request_id = str(uuid4()).encode()
         request.id = request_id.decode()
         REQUEST_ID.set(request.id)
+        if self._cors is not None:
+            request.answer_headers += self._cors.headers(request)
         try:
-            self._cors.mark(request)
-            response = self._cors.preflight(request, self.router)
-            if response is None:
-                route, request.parameters = self.router.find(request.method, request.path)
-                path = route.path
-                for gate in self._gates:
-                    await gate(request, route)
-                request.take_query(route.query)
-                response = await route.handle(request)
+            route, request.parameters = self.router.find(request.method, request.path)
+            path = route.path
+            for gate in self._gates:
+                await gate(request, route)
+            request.take_query(route.query)
+            response = await route.handle(request)
         except Refusal as refusal:
-            response = _refused(refusal, request)
+            response = self._preflight(request, refusal) or _refused(refusal, request)
         except Transient as fault:
             response = _unavailable(fault, request)
         except Disconnected:
@@ -129,9 +125,8 @@ class App:
         except Exception:
             _log.exception("a request failed", extra={"method": request.method, "route": path})
             response = problem_response(internal_problem(request.id))
-        headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id), *_ALWAYS]
-        if not any(name == b"cache-control" for name, _ in response.headers):
-            headers.append(_NO_STORE)
+        headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id)]
+        headers += security_headers.missing(response.headers)
         if isinstance(response, StreamResponse):
             # What is measured is the time to its beginning: how long it is listened to says nothing.
             self._record(path, request.method, response, time.perf_counter() - began)
@@ -139,6 +134,12 @@ class App:
             return
         await self._answer(response, headers, send)
         self._record(path, request.method, response, time.perf_counter() - began)
+
+    def _preflight(self, request: Request, refusal: Refusal) -> Response | None:
+        """The answer to a browser's question whether it may send this, where it may."""
+        if self._cors is None or not isinstance(refusal, MethodNotAllowed):
+            return None
+        return self._cors.preflight(request, refusal.allow)
 
     async def _answer(self, response: Response, headers: list[Header], send: Send) -> None:
         body = response.body

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from typing import Any
 from urllib.parse import unquote_plus
 
+from api_shim.web.addresses import NO_PROXIES, Proxies
 from models.errors import PROBLEM_MEDIA_TYPE, Invalid, PayloadTooLarge, UnsupportedMediaType
 from models.identity.principals import Principal
 from models.job import to_json
@@ -50,6 +51,7 @@ class Request:
         "_has_repeated_headers",
         "_headers",
         "_peer",
+        "_proxies",
         "_receive",
         "answer_headers",
         "id",
@@ -63,7 +65,7 @@ class Request:
 
     principal: Principal
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, proxies: Proxies = NO_PROXIES) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["raw_path"].decode("latin-1")
         self.query_string: bytes = scope["query_string"]
@@ -75,12 +77,17 @@ class Request:
         self._headers: dict[bytes, bytes] | None = None
         self._has_repeated_headers = False
         self._peer: tuple[str, int] | None = scope.get("client")
+        self._proxies = proxies
         self._receive = receive
 
     @property
     def address(self) -> str:
-        """The IP address that the request comes from: the peer's."""
-        return self._peer[0] if self._peer is not None else ""
+        """The IP address that the request comes from: the peer's, or what a trusted proxy says of it."""
+        peer = self._peer[0] if self._peer is not None else ""
+        if b"x-forwarded-for" not in self.headers:
+            return peer
+        forwarded = [value for name, value in self._given if name == b"x-forwarded-for"]
+        return self._proxies.client(peer, forwarded)
 
     @property
     def headers(self) -> dict[bytes, bytes]:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from api_shim.web import security_headers
 from api_shim.web.http import Header
 from models.errors import Invalid
 from models.job import to_json
@@ -37,6 +38,7 @@ STALLED_SECONDS = 30.0
 
 _GOODBYE_SECONDS = 0.2
 _TICKS_A_SWEEP = 10
+_ALWAYS = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in security_headers.missing(()))
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -92,8 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         body = to_json(Invalid(message).problem(request_id))
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
-            f"x-request-id: {request_id}\r\nx-content-type-options: nosniff\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n{_ALWAYS}\r\n"
         )
         if not self.transport.is_closing():
             self.transport.write(head.encode() + body)

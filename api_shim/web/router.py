@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 from urllib.parse import unquote
 
@@ -10,24 +9,12 @@ from pydantic import BaseModel
 
 from api_shim.web.http import Request, Response
 from models.errors import MethodNotAllowed, NotFound
+from models.quotas import Limit as Limit
 
 Handler = Callable[[Request], Awaitable[Response]]
 JsonSchema = Mapping[str, Any]
 Described = str | type[BaseModel]
 """A body as OpenAPI describes it: the name of a component schema, or the model that becomes one."""
-
-
-class Limit(StrEnum):
-    """Which quota a route draws on, as the contract has them. Set by name in a setting: never renamed."""
-
-    LIST = "list"
-    READ = "read"
-    WRITE = "write"
-    DELETE = "delete"
-    BULK = "bulk"
-    JOBS = "jobs"
-    CONTROL = "control"
-    LOGIN = "login"
 
 
 @dataclass(frozen=True, slots=True)

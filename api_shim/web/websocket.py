@@ -7,6 +7,7 @@ from typing import Any
 
 from uuid_utils import uuid4
 
+from api_shim.web.addresses import NO_PROXIES, Proxies
 from api_shim.web.http import Disconnected, Receive, Request, Response, Scope, Send, problem_response
 from api_shim.web.protocol import STALLED_SECONDS
 from api_shim.web.router import Route
@@ -35,16 +36,23 @@ class WebSocket:
         scope: ASGI's.
         receive: ASGI's.
         send: ASGI's.
+        proxies: Who is believed to say whose socket it passes on.
         gates: What a request passes; here at the first message, which holds the token.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, gates: Sequence[Callable[..., Awaitable[None]]]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        gates: Sequence[Callable[..., Awaitable[None]]],
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._gates = gates
+        self._proxies = proxies
         self.id = str(uuid4())
 
     async def serve(self, handlers: Mapping[str, SocketHandler]) -> None:
@@ -72,7 +80,9 @@ class WebSocket:
         """
         headers = [one for one in self._scope["headers"] if one[0] != b"authorization"]
         bearer = (b"authorization", b"Bearer " + token.encode("utf-8", "replace"))
-        request = Request({**self._scope, "method": "GET", "headers": [*headers, bearer]}, self._receive)
+        request = Request(
+            {**self._scope, "method": "GET", "headers": [*headers, bearer]}, self._receive, self._proxies
+        )
         request.id = self.id
         for gate in self._gates:
             await gate(request, route)

@@ -149,7 +149,8 @@ class Api:
 def running_api(
     database_url: str, data_dir: Path, *, checks: Iterable[ReadinessCheck] = (), **settings: Any
 ) -> Iterator[Api]:
-    """An API on a free port over ``database_url``, with a user of each role."""
+    """An API on a free port over ``database_url``, with a user of each role. Limits are off unless set."""
+    settings.setdefault("rate_limits", "off")
     made = Settings(_env_file=None, database_url=database_url, data_dir=data_dir, **settings)
     container = Container(made, role="test", pool_size=12)
     container.registry  # noqa: B018 - its tables belong to the schema

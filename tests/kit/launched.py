@@ -51,6 +51,7 @@ class Launched:
             "WAYBILL_DATA_DIR": str(directory.path),
             "WAYBILL_API_PORT": str(self.api_port),
             "WAYBILL_FLOWER_PORT": str(self.flower_port),
+            "WAYBILL_RATE_LIMITS": "off",
             **settings,
         }
         self.output = directory.path / f"up-{self.api_port}.out"

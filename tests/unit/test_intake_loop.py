@@ -14,7 +14,8 @@ from consumers.envelope import Arrival
 from consumers.intake import IntakeLoop
 from consumers.link import Link
 from consumers.publisher import Outgoing, Publisher
-from models.errors import BrokerUnavailable, Contention, DatabaseUnavailable, Invalid
+from models.capacity import Capacity
+from models.errors import BrokerUnavailable, Contention, DatabaseUnavailable, Invalid, Unavailable
 from models.identity.principals import Principal, Role
 from models.ids import new_id
 from models.intake import Answer, Intake, Receipt
@@ -127,6 +128,22 @@ class ScriptedIntake:
         return [Receipt(_job(one, self._state), one.request_id in self.replayed) for one in batch]
 
 
+class ScriptedCapacity:
+    """Is full as often as it is told to be."""
+
+    rest_seconds = 0.0
+
+    def __init__(self, refusals: int = 0) -> None:
+        self._refusals = refusals
+
+    def read(self) -> None: ...
+
+    def admit(self, priority: Priority, more: int) -> None:
+        if self._refusals:
+            self._refusals -= 1
+            raise Unavailable("Too many jobs are open", retry_after=1)
+
+
 def _job(one: Submission, state: JobState) -> Job:
     return Job(
         id=one.job_id,
@@ -153,7 +170,11 @@ class Bench:
     """A loop among scripted neighbours; ``told`` is what they heard, in order."""
 
     def __init__(
-        self, *batches: Sequence[Arrival], intake: ScriptedIntake | None = None, letter_failures: int = 0
+        self,
+        *batches: Sequence[Arrival],
+        intake: ScriptedIntake | None = None,
+        capacity: "ScriptedCapacity | None" = None,
+        letter_failures: int = 0,
     ) -> None:
         self.told: list[Any] = []
         self.stopping = threading.Event()
@@ -161,6 +182,7 @@ class Bench:
         self.loop = IntakeLoop(
             desk=cast(Desk, ScriptedDesk()),
             intake=cast(Intake, intake or ScriptedIntake()),
+            capacity=cast(Capacity, capacity or ScriptedCapacity()),
             announcer=self,
             open_link=self.open_link,
             publisher=cast(Publisher, ScriptedPublisher(self.told, letter_failures)),
@@ -220,6 +242,17 @@ def test_batch_is_held_and_judged_again_while_the_database_is_away(
     bench = Bench([arrival(1)], [arrival(2)], intake=ScriptedIntake([fault, fault]))
 
     assert [one for one in bench.run() if one[0] == "ack"] == [("ack", 1), ("ack", 2)]
+    assert bench.link.heartbeats > 0
+    assert caplog.text.count("holding messages") == 1
+
+
+def test_batch_is_held_and_not_refused_while_the_ledger_is_full(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench([arrival(1)], [arrival(2)], capacity=ScriptedCapacity(refusals=3))
+
+    told = bench.run()
+
+    assert [one for one in told if one[0] == "ack"] == [("ack", 1), ("ack", 2)]
+    assert [one for one in told if one[0] == "letters"] == []
     assert bench.link.heartbeats > 0
     assert caplog.text.count("holding messages") == 1
 
