@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.routes.explain import QueueLook, unknown_queue
 from api_shim.routes.health import ReadinessCheck
 from api_shim.server import POOL_SIZE, bound_socket, build, server_of
 from models import log
@@ -16,6 +19,7 @@ from tasks.app import make_app
 from tasks.presence import Presence
 
 _log = logging.getLogger("waybill.api")
+_MOST_FILES = 65_536
 
 
 def run(settings: Settings) -> int:
@@ -34,18 +38,25 @@ def run(settings: Settings) -> int:
         return await asyncio.to_thread(presence.missing)
 
     try:
-        return serve(settings, announcer, [ReadinessCheck("broker", what_is_missing)])
+        return serve(settings, announcer, [ReadinessCheck("broker", what_is_missing)], look=presence.queue)
     finally:
         announcer.close()
         presence.close()
 
 
-def serve(settings: Settings, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> int:
-    """Serve with this announcer and these readiness checks, until told to stop."""
+def serve(
+    settings: Settings,
+    announcer: JobAnnouncer,
+    checks: Sequence[ReadinessCheck] = (),
+    *,
+    look: QueueLook = unknown_queue,
+) -> int:
+    """Serve with this announcer, these readiness checks and this look at queues, until told to stop."""
     log.configure(settings.log_level)
+    _take_all_file_descriptors()
     container = Container(settings, role="api", pool_size=POOL_SIZE)
     listener = bound_socket(settings)
-    edge = build(container, announcer, checks)
+    edge = build(container, announcer, checks, look=look)
     host, port = listener.getsockname()[:2]
     server = server_of(edge, host, port)
     # uvicorn raises the signal again once it has stopped; that must not end us before we let go.
@@ -58,3 +69,11 @@ def serve(settings: Settings, announcer: JobAnnouncer, checks: Sequence[Readines
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0 if server.started else 1
+
+
+def _take_all_file_descriptors() -> None:
+    """Raise the soft limit, often 1,024, to the hard one: each client that waits needs a descriptor."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -7,10 +7,12 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from uvicorn import Config
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.hub import Hub
 from api_shim.description.openapi import Documentation
 from api_shim.gate.authentication import Authentication
 from api_shim.gate.back_pressure import BackPressure
@@ -21,26 +23,31 @@ from api_shim.gate.redis_limiter import RedisLimiter
 from api_shim.routes.auth import Auth
 from api_shim.routes.bulk import Bulk
 from api_shim.routes.callback_endpoints import CallbackEndpointRoutes
+from api_shim.routes.dead_letters import DeadLetterRoutes
+from api_shim.routes.deliveries import Deliveries
+from api_shim.routes.events import Events
+from api_shim.routes.explain import Explain, QueueLook, unknown_queue
 from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
-from api_shim.routes.jobs import Jobs, poll_batcher
-from api_shim.routes.metrics import BacklogCollector, Metrics
+from api_shim.routes.jobs import Jobs, own_job, poll_batcher
+from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics, OutboxCollector
 from api_shim.routes.reads import Reads, load_batcher
+from api_shim.routes.stream import Stream
 from api_shim.routes.writes import Writes, intake_batcher
-from api_shim.waiters import Waiters
 from api_shim.web.addresses import Proxies
 from api_shim.web.app import App
 from api_shim.web.cors import Cors
-from api_shim.web.protocol import GuardedProtocol, GuardedServer
+from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
 from models.container import Container
 from models.cursor import Cursors
+from models.deliveries.outbox import Outbox
 from models.errors import ConfigurationError
 from models.quotas import parse_quotas
 from models.settings import Settings
 
-POOL_SIZE = 10
-"""Database connections of one API process: intake, polls and loads one each, the threads, log-ins, spare."""
+POOL_SIZE = 11
+"""Database connections of one API process: one for each batcher (4), the threads, log-ins, a spare one."""
 
 DATABASE_THREADS = 4
 LOGIN_THREADS = 2
@@ -54,26 +61,33 @@ class Edge:
     Attributes:
         app: For an ASGI server.
         health: Goes off when stopping begins.
-        waiters: Go home when stopping begins.
+        hub: Whoever waits in it goes home when stopping begins.
     """
 
     app: App
     health: Health
-    waiters: Waiters
+    hub: Hub
 
     def begin_stopping(self) -> None:
-        """Take no more traffic, and let long-polls end."""
+        """Take no more traffic, and let long-polls and streams end."""
         self.health.stop()
-        self.waiters.end()
+        self.hub.end()
 
 
-def build(container: Container, announcer: JobAnnouncer, checks: Sequence[ReadinessCheck] = ()) -> Edge:
+def build(
+    container: Container,
+    announcer: JobAnnouncer,
+    checks: Sequence[ReadinessCheck] = (),
+    *,
+    look: QueueLook = unknown_queue,
+) -> Edge:
     """Put the edge together; opens no connection.
 
     Args:
         container: This process's collaborators; its pool should hold :data:`POOL_SIZE` connections.
         announcer: Told of every accepted job.
         checks: What else must be so for ready, beside the database: broker, queues, workers.
+        look: Asks the broker about a queue, for explaining.
     """
     database, ledger, registry = container.database, container.ledger, container.registry
     intake = intake_batcher(container.intake, announcer)
@@ -82,21 +96,42 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     threads = Threads("database", DATABASE_THREADS, max_waiting=500)
     logins = Threads("login", LOGIN_THREADS, max_waiting=32)
     scrapes = Threads("operations", 2, max_waiting=50)
-    waiters = Waiters(database, ledger, polls.call)
+    hub = Hub(database, polls.call, most_streams=container.settings.streams_per_principal)
+    waiters = hub.waiters
+    authentication = Authentication(container.tokens, container.standings)
     cursors = Cursors(container.key("cursor"))
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
-    metrics = Metrics(
-        BacklogCollector(database, ledger), scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ
+    gauges = (
+        BacklogCollector(database, ledger),
+        OutboxCollector(database, Outbox()),
+        EdgeCollector(database, lambda: container.standings.active),
     )
+    metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+    jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
-        *Writes(registry, intake, waiters, container.key("idempotency")).routes(),
+        *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
-        *Jobs(database, ledger, polls, threads, waiters, cursors, announcer).routes(),
+        *jobs.routes(),
+        *Events(partial(own_job, polls), hub.watches, hub.audience, authentication).routes(),
+        *Explain(database, polls, threads, scrapes, look).routes(),
+        *DeadLetterRoutes(database, polls, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
-            database, container.endpoints, threads, allow_private=container.settings.callback_allow_private
+            database,
+            container.endpoints,
+            threads,
+            cursors,
+            allow_private=container.settings.callback_allow_private,
         ).routes(),
-        *Auth(database, container.users, container.tokens, logins).routes(),
+        *Deliveries(database, container.endpoints, threads, cursors, announcer).routes(),
+        *Auth(
+            database,
+            container.sign_in,
+            container.second_factors,
+            container.tokens,
+            logins=logins,
+            threads=threads,
+        ).routes(),
         *health.routes(),
         *metrics.routes(),
     ]
@@ -104,24 +139,24 @@ def build(container: Container, announcer: JobAnnouncer, checks: Sequence[Readin
     routes += documentation.routes(routes)
 
     async def stop() -> None:
-        waiters.end()
-        for room in (intake, polls, loads, waiters, threads, logins, scrapes):
+        hub.end()
+        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
+    stream = Stream(hub, polls.call, authentication)
     limiter = limiter_of(container.settings)
-    limits = RateLimits(
-        Authentication(container.tokens), limiter, parse_quotas(container.settings.rate_limits)
-    )
+    limits = RateLimits(authentication, limiter, parse_quotas(container.settings.rate_limits))
     pressure = BackPressure(container.capacity, scrapes)
     app = App(
         Router(routes),
         [limits, pressure],
         cors=Cors(container.settings.cors_origins),
         proxies=Proxies(container.settings.trusted_proxies),
+        sockets={stream.route.path: stream},
         on_start=[limiter.start, pressure.start],
         on_stop=[limiter.close, pressure.close, stop],
     )
-    return Edge(app, health, waiters)
+    return Edge(app, health, hub)
 
 
 def limiter_of(settings: Settings) -> Limiter:
@@ -138,7 +173,11 @@ def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
         port=port,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         http=GuardedProtocol,
-        ws="none",
+        ws=GuardedWebSocket,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -9,11 +9,12 @@ from consumers.envelope import Arrival
 from models.database import Database
 from models.errors import DatabaseUnavailable, Unauthorized
 from models.identity.principals import Principal
-from models.identity.tokens import Tokens
+from models.identity.standing import Standings
+from models.identity.tokens import Tokens, Verified
 from models.identity.users import Users
 
-REMEMBER_SECONDS = 5.0
-"""How long a user or token is remembered; so long a disabled user may go on."""
+REMEMBER_SECONDS = 4.0
+"""How long the user of an email is remembered; so long a disabled one may go on."""
 
 _MAX_REMEMBERED = 2_000
 
@@ -25,15 +26,26 @@ class Callers:
         database: Where the users are.
         users: Finds them.
         tokens: Verifies access tokens.
+        standings: Tell whether a token's user is still what it says.
         emails: Broker user -> email.
     """
 
-    def __init__(self, database: Database, users: Users, tokens: Tokens, emails: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        users: Users,
+        tokens: Tokens,
+        standings: Standings,
+        emails: Mapping[str, str],
+    ) -> None:
         self._database = database
         self._users = users
         self._tokens = tokens
+        self._standings = standings
         self._emails = emails
-        self._remembered: dict[tuple[str, str], tuple[Principal | None, float]] = {}
+        self._verified: dict[str, Verified] = {}
+        self._generation = tokens.generation
+        self._by_emails: dict[str, tuple[Principal | None, float]] = {}
 
     def of(self, arrival: Arrival) -> Principal:
         """The principal of a message.
@@ -58,31 +70,32 @@ class Callers:
         scheme, _, token = (authorization if isinstance(authorization, str) else "").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("The authorization header must be a Bearer token")
-        known = self._recall(("token", token))
-        if known is not None:
-            return known
-        principal, expires_at = self._tokens.verify(token.strip())
-        self._remember(("token", token), principal, min(REMEMBER_SECONDS, expires_at - time.time()))
-        return principal
+        verified = self._verify(token.strip())
+        return self._standings.of(verified.principal.id).admit(verified)
+
+    def _verify(self, token: str) -> Verified:
+        """What a token says; its signature is checked once."""
+        if self._generation != self._tokens.generation:
+            self._generation = self._tokens.generation
+            self._verified.clear()
+        known = self._verified.get(token)
+        if known is None or known.expires_at <= time.time():
+            known = self._tokens.verify(token)
+            if len(self._verified) >= _MAX_REMEMBERED:
+                self._verified.clear()
+            self._verified[token] = known
+        return known
 
     def _by_email(self, email: str) -> Principal | None:
-        key = ("email", email)
-        if key in self._remembered and self._remembered[key][1] > time.monotonic():
-            return self._remembered[key][0]
+        known, until = self._by_emails.get(email, (None, 0.0))
+        if until > time.monotonic():
+            return known
+        began = time.monotonic()
         try:
             with self._database.snapshot() as connection:
                 user = self._users.by_email(connection, email)
         except exc.DBAPIError as error:
             raise DatabaseUnavailable("the users cannot be read: is the database migrated?") from error
         principal = None if user is None or user.is_disabled else user.principal
-        self._remember(key, principal, REMEMBER_SECONDS)
+        self._by_emails[email] = (principal, began + REMEMBER_SECONDS)  # as many as the setting names
         return principal
-
-    def _recall(self, key: tuple[str, str]) -> Principal | None:
-        principal, until = self._remembered.get(key, (None, 0.0))
-        return principal if until > time.monotonic() else None
-
-    def _remember(self, key: tuple[str, str], principal: Principal | None, seconds: float) -> None:
-        if len(self._remembered) >= _MAX_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[key] = (principal, time.monotonic() + seconds)

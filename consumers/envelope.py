@@ -71,6 +71,7 @@ class Envelope:
 
     Attributes:
         data: JSON text; empty where there is none.
+        parent_id: The parent's instance, where the resource has a parent.
         if_match: The version that the sender demands.
         lifetime_ms: The message's ``expiration``.
     """
@@ -80,6 +81,7 @@ class Envelope:
     operation: Operation
     resource_id: UUID | None
     data: bytes
+    parent_id: UUID | None = None
     if_match: int | None = None
     run_at: datetime | None = None
     expires_at: datetime | None = None
@@ -96,6 +98,7 @@ class Envelope:
             self.if_match,
             self.run_at.isoformat() if self.run_at else None,
             self.lifetime_ms,
+            *([] if self.parent_id is None else [self.parent_id]),
         )
         digest = blake2b(key=key, digest_size=32)
         digest.update(repr([str(part) for part in asked]).encode("utf-8", "backslashreplace"))
@@ -134,6 +137,7 @@ def read(arrival: Arrival) -> Envelope:
         resource=resource,
         operation=operation,
         resource_id=_resource_id(headers.get("resource-id"), operation),
+        parent_id=_id("parent-id", headers.get("parent-id")),
         data=_data(arrival.body, properties, headers),
         if_match=_if_match(headers.get("if-match"), operation),
         run_at=_time(headers.get("run-at")),
@@ -190,9 +194,15 @@ def _resource_id(value: object, operation: Operation) -> UUID | None:
         if operation is Operation.CREATE:
             return None
         raise _invalid("resource-id", f"is required to {operation}")
+    return _id("resource-id", value)
+
+
+def _id(name: str, value: object) -> UUID | None:
+    if value is None:
+        return None
     identifier = parse_id(value) if isinstance(value, str) else None
     if identifier is None:
-        raise _invalid("resource-id", "must be a UUID as text")
+        raise _invalid(name, "must be a UUID as text")
     return identifier
 
 

@@ -1,7 +1,7 @@
 """The link: one consuming connection to the broker, from which messages are taken in order, undecoded."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,13 +49,14 @@ def connect(url: str, name: str) -> Connection:
 
 
 class Link:
-    """Consumes the intake queues over a connection of its own.
+    """Consumes a few queues over a connection of its own.
 
     Not by kombu's consumer: that decompresses a body while it takes the message in.
 
     Args:
         connection: Open; closed with the link.
         prefetch: Messages that the broker hands over before any is acknowledged.
+        queues: What it consumes.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class Link:
         connection: Connection,
         *,
         prefetch: int,
+        queues: Sequence[str] = (INTAKE, EXPIRED_INTAKE),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._connection = connection
         self._prefetch = prefetch
+        self._queues = queues
         self._clock = clock
         self._wire: Wire = None
         self._channel: Any = None
@@ -85,7 +88,7 @@ class Link:
         self._channel = self._wire.channel()
         self._channel.auto_decode = False
         self._channel.basic_qos(0, self._prefetch, a_global=False)
-        for queue in (INTAKE, EXPIRED_INTAKE):
+        for queue in self._queues:
             self._tags[queue] = self._channel.basic_consume(queue, callback=self._on_message)
 
     def take(self, limit: int, wait_seconds: float) -> list[Arrival]:

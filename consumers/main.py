@@ -4,21 +4,26 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 from kombu import Connection
 
 from consumers.callers import Callers
+from consumers.dead_messages import BATCH as COLLECTED_AT_ONCE
+from consumers.dead_messages import DeadMessageCollector
 from consumers.desk import Desk
 from consumers.intake import PREFETCH, IntakeLoop
 from consumers.link import Link, connect
 from consumers.publisher import Publisher, end
 from models import log
 from models.container import Container
+from models.dead_letters.messages import DeadMessages
 from models.errors import ConfigurationError
 from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.app import make_app
+from tasks.names import DEAD_MESSAGES, EXPIRED_INTAKE, INTAKE
 from tasks.topology import declare
 
 _log = logging.getLogger("waybill.intake")
@@ -53,7 +58,13 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
             "the AMQP intake needs a RabbitMQ: set WAYBILL_BROKER_URL, or start with ./deploy/up --full"
         )
     container = Container(settings, role="consumer")
-    callers = Callers(container.database, container.users, container.tokens, settings.amqp_principals)
+    callers = Callers(
+        container.database,
+        container.users,
+        container.tokens,
+        container.standings,
+        settings.amqp_principals,
+    )
     desk = Desk(callers, container.registry, container.key("idempotency"))
     announcer = Announcer(make_app(settings))
     loop = IntakeLoop(
@@ -61,20 +72,30 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
         intake=container.intake,
         capacity=container.capacity,
         announcer=announcer,
-        open_link=lambda: _open_link(settings.broker_url),
+        open_link=lambda: _open_link(settings.broker_url, "", PREFETCH, (INTAKE, EXPIRED_INTAKE)),
         publisher=Publisher(lambda: _open_for_publishing(settings.broker_url)),
         stopping=stopping,
         log=_log,
     )
+    collector = DeadMessageCollector(
+        container.database,
+        DeadMessages(),
+        container.ledger,
+        lambda: _open_link(settings.broker_url, "-dead-messages", COLLECTED_AT_ONCE, (DEAD_MESSAGES,)),
+        stopping,
+    )
+    collecting = threading.Thread(target=collector.run, name="dead-messages", daemon=True)
+    collecting.start()
     try:
         loop.run()
     finally:
+        collecting.join(timeout=5)
         announcer.close()
         container.close()
 
 
-def _open_link(url: str) -> Link:
-    link = Link(connect(url, f"waybill-consumer-{os.getpid()}"), prefetch=PREFETCH)
+def _open_link(url: str, purpose: str, prefetch: int, queues: Sequence[str]) -> Link:
+    link = Link(connect(url, f"waybill-consumer{purpose}-{os.getpid()}"), prefetch=prefetch, queues=queues)
     try:
         link.open()
     except Exception:

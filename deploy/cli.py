@@ -19,8 +19,11 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "user": ("deploy.user_command:user", "Add, change and list users."),
     "token": ("deploy.token_command:token", "Print an access token for a user."),
     "submit": ("deploy.submit_command:submit", "Submit a job."),
-    "jobs": ("deploy.jobs_command:jobs", "List jobs, show one, cancel or redrive it."),
-    "dead-letters": ("deploy.dead_letters_command:dead_letters", "Look at dead jobs and redrive them."),
+    "jobs": ("deploy.jobs_command:jobs", "List jobs, show one or cancel it."),
+    "dead-letters": (
+        "deploy.dead_letters_command:dead_letters",
+        "List, show, group, redrive and discard dead jobs.",
+    ),
     "bench": ("deploy.bench_command:bench", "Measure against named peers, from one run."),
     "chaos": ("deploy.chaos_command:chaos", "Break things on purpose and check that nothing is lost."),
     "attack": ("deploy.attack_command:attack", "Attack a platform of its own, print how it refused."),

@@ -1,8 +1,9 @@
-"""``waybill jobs``: list jobs, show one, cancel or redrive it; straight from the ledger, API or not."""
+"""``waybill jobs``: list jobs, show one or cancel it; straight from the ledger, API or not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import click
@@ -10,7 +11,7 @@ import click
 from models.container import Container
 from models.errors import NotFound
 from models.job import Job, JobState, to_json
-from models.ledger import JobQuery
+from models.job_query import JobQuery
 from models.settings import load_settings
 
 
@@ -22,52 +23,50 @@ from models.settings import load_settings
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.pass_context
 def jobs(context: click.Context, *, state: str | None, resource: str | None, limit: int) -> None:
-    """List jobs, newest first; or show, cancel, redrive one."""
+    """List jobs, newest first; or show or cancel one."""
     if context.invoked_subcommand is not None:
         return
-    with _container() as container, container.database.snapshot() as connection:
+    with opened_container() as container, container.database.snapshot() as connection:
         query = JobQuery(state=state, resource=resource, limit=limit)
         for job in container.ledger.page(connection, query):
-            click.echo(_line(job))
+            click.echo(line_of(job))
 
 
 @jobs.command()
 @click.argument("job_id", type=click.UUID)
 def show(job_id: UUID) -> None:
     """Show one job as the API would."""
-    with _container() as container, container.database.snapshot() as connection:
+    with opened_container() as container, container.database.snapshot() as connection:
         job = container.ledger.find(connection, [job_id]).get(job_id)
     if job is None:
         raise NotFound(f"there is no job {job_id}")
-    click.echo(json.dumps(json.loads(to_json(job.document())), indent=2, ensure_ascii=False))
+    show_document(job.document())
 
 
 @jobs.command()
 @click.argument("job_id", type=click.UUID)
 def cancel(job_id: UUID) -> None:
     """Withdraw a job that is not final."""
-    with _container() as container, container.database.transaction() as connection:
+    with opened_container() as container, container.database.transaction() as connection:
         container.ledger.cancel(connection, job_id)
     click.echo(f"cancelled {job_id}")
 
 
-@jobs.command()
-@click.argument("job_id", type=click.UUID)
-def redrive(job_id: UUID) -> None:
-    """Queue a dead job again, at the end of its lane."""
-    with _container() as container, container.database.transaction() as connection:
-        container.ledger.redrive(connection, job_id)
-    click.echo(f"queued {job_id} again")
+def show_document(document: Mapping[str, Any]) -> None:
+    """Print a document as the API would tell it, for people."""
+    click.echo(json.dumps(json.loads(to_json(document)), indent=2, ensure_ascii=False))
 
 
-def _line(job: Job) -> str:
+def line_of(job: Job) -> str:
+    """A job in one line."""
     moment = job.created_at.isoformat(timespec="seconds")
     reason = f"  {job.error.get('message', '')}" if job.error else ""
     return f"{job.id}  {job.state:<10}{job.operation:<8} {job.resource}/{job.resource_id}  {moment}{reason}"
 
 
 @contextmanager
-def _container() -> Iterator[Container]:
+def opened_container() -> Iterator[Container]:
+    """What a command needs of the platform, closed afterwards."""
     container = Container(load_settings(), role="jobs", pool_size=1)
     try:
         yield container

@@ -10,6 +10,7 @@ from models import log
 from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.app import make_app
+from tasks.presence import Presence, QueueState
 from tasks.worker import ThreadedWorker, make_sweeper, quieten
 
 GRACE_SECONDS = 3
@@ -21,7 +22,7 @@ def run(settings: Settings) -> int:
     log.configure(settings.log_level)
     quieten()
     app = make_app(settings)
-    announcer = Announcer(app)
+    announcer, presence = Announcer(app), Presence(app)
     sweeper = make_sweeper(settings, app)
     worker = ThreadedWorker(
         app,
@@ -34,12 +35,17 @@ def run(settings: Settings) -> int:
     async def what_is_missing() -> str | None:
         return None if worker.is_consuming() else "the worker does not run"
 
+    def look(queue: str) -> QueueState | None:
+        state = presence.queue(queue)  # an in-memory queue does not know its consumers
+        return None if state is None else QueueState(state.messages, int(worker.is_consuming()))
+
     worker.start()
     sweeper.start()
     try:
-        return serve(settings, announcer, [ReadinessCheck("worker", what_is_missing)])
+        return serve(settings, announcer, [ReadinessCheck("worker", what_is_missing)], look=look)
     finally:
         flower.io_loop.add_callback(flower.stop)
         sweeper.stop()
         worker.stop(GRACE_SECONDS)
         announcer.close()
+        presence.close()

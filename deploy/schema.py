@@ -4,7 +4,7 @@ import secrets
 
 from models.container import Container
 from models.identity.principals import Role
-from models.identity.users import hash_password
+from models.identity.users import hash_password, password_matches
 from models.migrate import migrate
 from models.settings import Settings
 
@@ -33,7 +33,7 @@ def _ensure_admin(container: Container) -> str | None:
     with container.database.transaction() as connection:
         known = container.users.by_email(connection, settings.admin_email)
         if known is not None:
-            if given:
+            if given and not password_matches(given, known):  # to set it again would end every session
                 container.users.set_password(connection, settings.admin_email, hash_password(given))
             return None
         if given is None and container.users.has_admin(connection):

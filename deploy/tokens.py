@@ -17,6 +17,6 @@ def mint(settings: Settings, email: str) -> str:
             user = container.users.by_email(connection, email)
         if user is None or user.is_disabled:
             raise ConfigurationError(f"there is no user {email}; `waybill user list` shows who there is")
-        return container.tokens.issue(user.principal)
+        return container.tokens.issue(user.principal, not_before=user.tokens_valid_from)
     finally:
         container.close()

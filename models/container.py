@@ -10,10 +10,18 @@ from functools import cached_property
 
 from models.capacity import Capacity
 from models.database import Database
+from models.dead_letters.redriving import Redriver
+from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import ConfigurationError
-from models.identity.keys import derived_key, load_jwk_set
+from models.identity.keys import derived_key, jwk_set_watch, load_jwk_set
+from models.identity.login_guard import LoginGuard
+from models.identity.refresh_families import RefreshFamilies
 from models.identity.sealing import Sealer, sealing_keys
+from models.identity.second_factors import SecondFactors
+from models.identity.session_cache import SessionCache
+from models.identity.sign_in import SignIn
+from models.identity.standing import Standings
 from models.identity.tokens import Tokens
 from models.identity.users import Users
 from models.intake import Intake
@@ -53,17 +61,29 @@ class Container:
     @cached_property
     def registry(self) -> Registry:
         """Every resource that this process serves."""
-        return discover(self.settings.resources)
+        return discover(self.settings.resources, lambda: self.sealer)
 
     @cached_property
     def ledger(self) -> Ledger:
         """The only writer of job states."""
-        return Ledger()
+        return Ledger(
+            [
+                (resource.type.name, operation, effect.name)
+                for resource in self.registry
+                for effect in resource.type.effects
+                for operation in sorted(effect.operations)
+            ]
+        )
 
     @cached_property
     def endpoints(self) -> CallbackEndpoints:
         """Callback endpoints."""
-        return CallbackEndpoints()
+        return CallbackEndpoints(self.endpoint_secrets, self.settings.callback_endpoints_per_user)
+
+    @cached_property
+    def endpoint_secrets(self) -> EndpointSecrets:
+        """What signs callbacks."""
+        return EndpointSecrets(self.sealer)
 
     @cached_property
     def users(self) -> Users:
@@ -80,12 +100,46 @@ class Container:
         """Whether the ledger has room for more work."""
         settings = self.settings
         age = timedelta(seconds=settings.max_open_age)
-        return Capacity(self.database, self.ledger, settings.max_open_jobs, age)
+        return Capacity(self.database, settings.max_open_jobs, age)
+
+    @cached_property
+    def redriver(self) -> Redriver:
+        """Redrives and discards dead letters."""
+        return Redriver(self.database, self.ledger, self.registry, self.users)
 
     @cached_property
     def tokens(self) -> Tokens:
         """Access tokens."""
-        return Tokens(load_jwk_set(self.settings))
+        watch = jwk_set_watch(self.settings)  # before it is loaded, so that no change falls between
+        return Tokens(load_jwk_set(self.settings), changed_set=watch)
+
+    @cached_property
+    def standings(self) -> Standings:
+        """What the users that this process meets are now."""
+        return Standings(self.database, on_load=self.tokens.reload)
+
+    @cached_property
+    def second_factors(self) -> SecondFactors:
+        """Codes beside passwords."""
+        return SecondFactors(self.sealer)
+
+    @cached_property
+    def sign_in(self) -> SignIn:
+        """Begins, renews and ends sessions."""
+        families = RefreshFamilies(
+            idle=timedelta(days=self.settings.refresh_idle_days),
+            lifetime=timedelta(days=self.settings.refresh_lifetime_days),
+        )
+        guard = LoginGuard(self.key("login-attempts"))
+        return SignIn(
+            self.database,
+            users=self.users,
+            families=families,
+            second_factors=self.second_factors,
+            guard=guard,
+            tokens=self.tokens,
+            cache=SessionCache(self.settings.redis_url),
+        )
 
     @cached_property
     def sealer(self) -> Sealer:
@@ -100,11 +154,25 @@ class Container:
         """What to do about failed attempts."""
         return RetryPolicy()
 
+    def check_services(self) -> None:
+        """See that every third party that an effect names is known.
+
+        Raises:
+            ConfigurationError: One is not; the message names it.
+        """
+        for (resource, name), effect in self.registry.effects().items():
+            if effect.service not in self.settings.services:
+                raise ConfigurationError(
+                    f"WAYBILL_SERVICES: {effect.service} is missing, which effect {name} of {resource} calls"
+                )
+
     def key(self, purpose: str) -> bytes:
         """32 secret bytes for one purpose, the same in every process of this installation."""
         return derived_key(self.settings, purpose)
 
     def close(self) -> None:
         """Let go of what was opened."""
+        if "sign_in" in self.__dict__:
+            self.sign_in.close()
         if "database" in self.__dict__:
             self.database.close()

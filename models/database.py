@@ -12,11 +12,16 @@ import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from models.errors import Contention, DatabaseUnavailable
+from models.errors import Conflict, Contention, DatabaseUnavailable
+from models.metrics import DATABASE_SECONDS
 from models.tables import SCHEMA
 
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "57014", "25P03", "25P04"})
 """Serialization failure, deadlock, lock not available, and the time-outs that keep lanes from being held."""
+
+
+LAST_ADMIN = "WB001"
+"""Raised by the database's own rule that an admin is left."""
 
 
 class Database:
@@ -64,6 +69,8 @@ class Database:
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
             },
         )
+        event.listen(self._engine, "before_cursor_execute", _begin_timing)
+        event.listen(self._engine, "after_cursor_execute", _end_timing)
         event.listen(self._engine, "checkin", _note_time)
         event.listen(self._engine, "checkout", _ping_if_rested)
 
@@ -96,6 +103,12 @@ class Database:
             return raw
 
     @property
+    def pool_use(self) -> tuple[int, int]:
+        """Connections in use now, and how many the pool may hold."""
+        pool = self._engine.pool
+        return pool.checkedout(), pool.size()  # type: ignore[attr-defined]
+
+    @property
     def engine(self) -> Engine:
         """The SQLAlchemy engine, for migrations and metrics."""
         return self._engine
@@ -103,6 +116,18 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def _begin_timing(
+    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+) -> None:
+    context.began = time.perf_counter()
+
+
+def _end_timing(
+    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+) -> None:
+    DATABASE_SECONDS.observe(time.perf_counter() - context.began)
 
 
 def _note_time(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -138,6 +163,8 @@ def translated_errors() -> Iterator[None]:
         state = sqlstate(error)
         if state in _CONTENTION:
             raise Contention(f"database contention ({state})") from error
+        if state == LAST_ADMIN:
+            raise Conflict("The last admin cannot be deleted, disabled or given another role") from error
         if error.connection_invalidated or is_connection_loss(state, error):
             raise DatabaseUnavailable("the database is not reachable") from error
         raise

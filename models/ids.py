@@ -1,12 +1,12 @@
 """Identifiers: UUIDv7 made here, and the time read back out of one. No storage."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-__all__ = ["created_at", "lane_key", "new_id", "parse_id"]
+__all__ = ["created_at", "earliest_id", "lane_key", "new_id", "parse_id"]
 
 
 def new_id() -> UUID:
@@ -34,6 +34,15 @@ def created_at(identifier: UUID) -> datetime | None:
         return datetime.fromtimestamp((identifier.int >> 80) / 1000, UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def earliest_id(moment: datetime, *, offset: timedelta = timedelta(0)) -> UUID:
+    """The smallest UUIDv7 of ``moment`` plus ``offset``: a bound to compare others with.
+
+    Times before 1970 have the smallest of all.
+    """
+    milliseconds = int(moment.timestamp() * 1000) + offset // timedelta(milliseconds=1)
+    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
 
 
 def lane_key(resource: str, identifier: UUID) -> int:

@@ -5,7 +5,7 @@ its idempotency key, or a refusal. One bad row never takes its neighbours down.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -24,6 +24,7 @@ from models.errors import (
     Unavailable,
     Unprocessable,
 )
+from models.identity.principals import Action
 from models.job import Job, Operation, Submission, to_json
 from models.ledger import Ledger, accepted_job
 from models.registry import Registry, Resource
@@ -44,6 +45,9 @@ class Receipt:
 Answer = Receipt | Refusal
 Answers = dict[UUID, Answer]
 """By the submission's own job id."""
+
+_Answer = Callable[[Connection, Sequence[Submission]], tuple[Answers, int | None]]
+"""Answers a batch inside a transaction; with that one's id, where it made jobs."""
 
 _Key = tuple[UUID, str, str | None]
 """Principal, door and idempotency key."""
@@ -76,33 +80,44 @@ class Intake:
         self._settle_within = settle_within
 
     def accept(self, batch: Sequence[Submission]) -> list[Answer]:
-        """Accept ``batch`` in its order; one answer for each, at the same place.
+        """Accept ``batch`` in its order, in one transaction; one answer for each, at the same place.
 
         A row that the database will not take is found by halving the batch. A connection lost
-        during COMMIT is settled by looking the ids up, never by guessing.
+        during COMMIT is settled by looking the ids up, never by guessing. One that was lost and
+        certainly committed nothing is tried once more, on a fresh connection: a server that only
+        dropped its connections is noticed by nobody. One that cannot be reached is told at once.
 
         Raises:
-            DatabaseUnavailable: Nothing of the batch was accepted.
+            DatabaseUnavailable: Nothing of the batch was accepted, or it cannot be known.
             Contention: Nothing of the batch was accepted; it may be tried again.
         """
-        committing: int | None = None
         try:
-            with self._database.transaction() as connection:
-                answers, committing = self._answers(connection, batch)
-        except DatabaseUnavailable:
-            if committing is None:
-                raise
-            return self._settle(batch, committing)
+            try:
+                return self._accept(batch, self._answers)
+            except exc.DBAPIError as error:
+                if not _is_about_a_document(error):
+                    raise
+                return self._accept(batch, self._answers_by_halves)
         except exc.DBAPIError as error:
-            if not _is_about_a_document(error):
-                raise DatabaseUnavailable(
-                    f"the database takes no jobs ({sqlstate(error)}): is it migrated and writable?"
-                ) from error
-            if len(batch) == 1:
-                return [Invalid("The database cannot store this document")]
-            middle = len(batch) // 2
-            return self.accept(batch[:middle]) + self._accept_rest(batch[middle:])
-        return [answers[submission.job_id] for submission in batch]
+            raise DatabaseUnavailable(
+                f"the database takes no jobs ({sqlstate(error)}): is it migrated and writable?"
+            ) from error
+
+    def _accept(self, batch: Sequence[Submission], answer: _Answer) -> list[Answer]:
+        """One transaction, and a second one where the first was lost and left nothing."""
+        for is_last in (False, True):
+            has_begun, committing = False, None
+            try:
+                with self._database.transaction() as connection:
+                    has_begun = True
+                    answers, committing = answer(connection, batch)
+                return [answers[submission.job_id] for submission in batch]
+            except DatabaseUnavailable:
+                if committing is not None and (settled := self._settle(batch, committing)):
+                    return settled
+                if is_last or not has_begun:
+                    raise
+        raise AssertionError("the last attempt answers or raises")
 
     def _accept_rest(self, batch: Sequence[Submission]) -> list[Answer]:
         """Accept what is left of a batch of which a part is accepted already.
@@ -116,6 +131,23 @@ class Intake:
             refusal = Unavailable("The database is away or busy", retry_after=1)
             return [refusal for _ in batch]
 
+    def _answers_by_halves(
+        self, connection: Connection, batch: Sequence[Submission]
+    ) -> tuple[Answers, int | None]:
+        """The same, in savepoints that part good rows from bad, all in the caller's transaction."""
+        try:
+            with connection.begin_nested():
+                return self._answers(connection, batch)
+        except exc.DBAPIError as error:
+            if not _is_about_a_document(error):
+                raise
+            if len(batch) == 1:
+                return {batch[0].job_id: Invalid("The database cannot store this document")}, None
+        middle = len(batch) // 2
+        first, first_id = self._answers_by_halves(connection, batch[:middle])
+        second, second_id = self._answers_by_halves(connection, batch[middle:])
+        return first | second, first_id or second_id
+
     def _answers(self, connection: Connection, batch: Sequence[Submission]) -> tuple[Answers, int | None]:
         """Answer everyone: replays first, refusals second, and what is left becomes jobs.
 
@@ -123,11 +155,11 @@ class Intake:
             The answers, and the id of the transaction where it made jobs.
         """
         transaction_id: int | None = None
-        leaders: dict[_Key, Submission] = {}
+        leaders: dict[tuple[_Key, bytes], Submission] = {}
         for submission in batch:
             if submission.idempotency_key is not None:
-                leaders.setdefault(_key_of(submission), submission)
-        fresh = [one for one in batch if leaders.get(_key_of(one), one) is one]
+                leaders.setdefault((_key_of(submission), submission.fingerprint), submission)
+        fresh = [one for one in batch if leaders.get((_key_of(one), one.fingerprint), one) is one]
         answers = self._replays(connection, fresh)
         fresh = [one for one in fresh if one.job_id not in answers]
         refused = self._refusals(connection, fresh)
@@ -144,7 +176,7 @@ class Intake:
             transaction_id = added[fresh[0].job_id].transaction_id
         for one in batch:
             if one.job_id not in answers:
-                answers[one.job_id] = _followed(one, leaders[_key_of(one)], answers)
+                answers[one.job_id] = _followed(answers[leaders[_key_of(one), one.fingerprint].job_id])
         return answers, transaction_id
 
     # ---- idempotency keys --------------------------------------------------------------
@@ -168,7 +200,10 @@ class Intake:
         return answers
 
     def _losers_of_keys(self, connection: Connection, batch: Iterable[Submission]) -> list[Submission]:
-        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost."""
+        """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost.
+
+        Of two requests under one key the earlier one wins.
+        """
         keyed = sorted((one for one in batch if one.idempotency_key is not None), key=_key_of)
         if not keyed:
             return []
@@ -186,37 +221,47 @@ class Intake:
             for one in named:
                 if owners.get(one.callback_endpoint_id) != one.principal.id:
                     answers[one.job_id] = Invalid("Waybill-Callback names no enabled endpoint of yours")
-        aimed = [one for one in batch if one.operation is not Operation.CREATE and one.job_id not in answers]
+        aimed = [
+            one
+            for one in batch
+            if (one.operation is not Operation.CREATE or one.parent_id is not None)
+            and one.job_id not in answers
+        ]
         if not aimed:
             return answers
         # The lanes first, the instances second: a creation that commits in between is then seen
         # by one of the two. The other way round it would be seen by neither.
         busy = self._ledger.lanes_in_use(connection, [one.lane for one in aimed])
         expected = _ids_behind_a_creation(batch)
+        to_come = {
+            one.job_id
+            for one in aimed
+            if one.lane in busy or one.job_id in expected or one.run_at is not None
+        }
         for name in {one.resource for one in aimed}:
             resource = self._registry[name]
             here = [one for one in aimed if one.resource == name]
-            heads = resource.repository.heads(connection, [one.resource_id for one in here])
-            for one in here:
-                head = heads.get(one.resource_id)
-                if head is None:
-                    if one.lane not in busy and one.job_id not in expected and one.run_at is None:
-                        singular = resource.type.singular
-                        answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
-                elif refusal := _refusal_by(resource, one, head.owner_id, head.version):
-                    answers[one.job_id] = refusal
+            if resource.parent is not None:
+                refused = _refusals_by_parent(connection, resource, resource.parent, here, to_come)
+                answers |= refused
+                here = [one for one in here if one.job_id not in refused]
+            here = [one for one in here if one.operation is not Operation.CREATE]
+            answers |= _refusals_by_instance(connection, resource, here, to_come)
         return answers
 
     # ---- a lost connection -------------------------------------------------------------
 
-    def _settle(self, batch: Sequence[Submission], transaction_id: int) -> list[Answer]:
+    def _settle(self, batch: Sequence[Submission], transaction_id: int) -> list[Answer] | None:
         """After a COMMIT without an answer: find out. The batch was one transaction, so all or none.
 
         Its server process may outlive the connection and still commit, so not to find the jobs means
         something only once that transaction has ended.
 
+        Returns:
+            The answers; None where it is certain that nothing was committed.
+
         Raises:
-            DatabaseUnavailable: It was not committed, or the database stayed away.
+            DatabaseUnavailable: The database stayed away, so it cannot be known.
         """
         deadline = time.monotonic() + self._settle_within.total_seconds()
         while True:
@@ -233,7 +278,7 @@ class Intake:
                 raise DatabaseUnavailable("the database does not finish a commit")
             time.sleep(0.2)
         if not jobs:
-            raise DatabaseUnavailable("the connection was lost before the commit")
+            return None
         rest = [one for one in batch if one.job_id not in jobs]
         answers: Answers = {job_id: Receipt(job) for job_id, job in jobs.items()}
         answers |= (
@@ -249,37 +294,73 @@ def _is_about_a_document(error: exc.DBAPIError) -> bool:
 
 
 def _ids_behind_a_creation(batch: Iterable[Submission]) -> set[UUID]:
-    """Those of ``batch`` whose lane an earlier one of it creates: their instance is yet to come."""
-    created: set[int] = set()
+    """Those of ``batch`` whose instance, or its parent, an earlier one of it creates: it is yet to come."""
+    created: set[UUID] = set()
     behind: set[UUID] = set()
     for one in batch:
-        if one.operation is Operation.CREATE:
-            created.add(one.lane)
-        elif one.lane in created:
+        if one.resource_id in created or one.parent_id in created:
             behind.add(one.job_id)
+        if one.operation is Operation.CREATE:
+            created.add(one.resource_id)
     return behind
 
 
-def _refusal_by(resource: Resource, one: Submission, owner_id: UUID, version: int) -> Refusal | None:
-    try:
-        resource.service.authorize(one.principal, one.operation.action, {"owner_id": owner_id})
-    except Refusal as refusal:
-        return refusal
-    if one.if_match is not None and one.if_match < version:
-        return PreconditionFailed(
-            f"The {resource.type.singular} is at version {version}", current_version=version
-        )
-    return None
+def _refusals_by_parent(
+    connection: Connection,
+    resource: Resource,
+    parent: Resource,
+    batch: Sequence[Submission],
+    to_come: Collection[UUID],
+) -> Answers:
+    """Refusals of what is asked of parts of a parent that is not there, hidden, or another's to write to."""
+    answers: Answers = {}
+    ids = [one.parent_id for one in batch if one.parent_id is not None]
+    heads = parent.repository.heads(connection, ids)
+    for one in batch:
+        head = heads.get(one.parent_id) if one.parent_id is not None else None
+        if head is None:
+            if one.job_id not in to_come:
+                answers[one.job_id] = NotFound(f"There is no {parent.type.singular} {one.parent_id}")
+            continue
+        try:
+            parent.service.authorize(one.principal, Action.READ, {"owner_id": head.owner_id})
+            if one.operation is Operation.CREATE:
+                resource.service.authorize_for(one.principal, Action.WRITE, head.owner_id)
+        except Refusal as refusal:
+            answers[one.job_id] = refusal
+    return answers
 
 
-def _followed(one: Submission, leader: Submission, answers: Answers) -> Answer:
-    """The answer to a submission whose key was first used by ``leader``, in the same batch."""
-    answer = answers[leader.job_id]
-    if isinstance(answer, Receipt):
-        return (
-            Receipt(answer.job, is_replay=True) if one.fingerprint == leader.fingerprint else _OTHER_REQUEST
-        )
-    return answer
+def _refusals_by_instance(
+    connection: Connection, resource: Resource, batch: Sequence[Submission], to_come: Collection[UUID]
+) -> Answers:
+    """Refusals of what is asked of an instance that is not there, hidden, another's, or past that version."""
+    answers: Answers = {}
+    if not batch:
+        return answers
+    heads = resource.repository.heads(connection, [one.resource_id for one in batch])
+    for one in batch:
+        head = heads.get(one.resource_id)
+        if head is None or (resource.parent is not None and head.parent_id != one.parent_id):
+            if head is not None or one.job_id not in to_come:
+                singular = resource.type.singular
+                answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
+            continue
+        try:
+            resource.service.authorize(one.principal, one.operation.action, {"owner_id": head.owner_id})
+        except Refusal as refusal:
+            answers[one.job_id] = refusal
+            continue
+        if one.if_match is not None and one.if_match < head.version:
+            answers[one.job_id] = PreconditionFailed(
+                f"The {resource.type.singular} is at version {head.version}", current_version=head.version
+            )
+    return answers
+
+
+def _followed(answer: Answer) -> Answer:
+    """The answer to a request that came twice in a batch, from that to the first."""
+    return Receipt(answer.job, is_replay=True) if isinstance(answer, Receipt) else answer
 
 
 _OTHER_REQUEST = Unprocessable("This Idempotency-Key was used with another request")

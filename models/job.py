@@ -110,7 +110,8 @@ class Submission:
 
     Attributes:
         payload: JSON text (UTF-8) that passed the resource's schema; None for delete and read.
-        lane: Key of the lane, see :func:`models.ids.lane_key`.
+        parent_id: The parent's instance, where the resource has a parent.
+        lane: Key of the lane, see :meth:`models.resource_type.ResourceType.lane`.
         if_match: The version that the caller demands; None for any.
         fingerprint: Keyed digest of what the caller asked; compared when its key comes again.
         run_at: Not before this time (aware UTC).
@@ -137,6 +138,7 @@ class Submission:
     reply_to: str | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
+    parent_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,10 @@ class Job:
 
     Attributes:
         result: JSON text of the instance as this job left it; None until it succeeded.
+        parent_id: The parent's instance, where the resource has a parent.
         sequence: Ledger-wide number of this job's last change; its ETag and event id.
+        attempts: Those that failed, in their order: ``generation, attempt, at, reason``; None where none did.
+        generation: 1, and one more for each redrive.
     """
 
     id: UUID
@@ -165,6 +170,9 @@ class Job:
     error: dict[str, Any] | None
     request_id: str
     sequence: int
+    attempts: list[dict[str, Any]] | None = None
+    generation: int = 1
+    parent_id: UUID | None = None
 
     @property
     def is_done(self) -> bool:
@@ -193,6 +201,10 @@ class Job:
             document["result"] = orjson.Fragment(self.result)
         if self.error is not None:
             document["error"] = self.error
+        if self.attempts:
+            document["attempts"] = self.attempts
+        if self.generation > 1:
+            document["generation"] = self.generation
         document["resultUrl"] = f"/api/v1/jobs/{self.id}/result"
         document["requestId"] = self.request_id
         document["sequence"] = self.sequence

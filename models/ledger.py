@@ -16,18 +16,22 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, exc, text
 
 from models import ledger_statements as sql
 from models.database import array
 from models.errors import Conflict, Contention, NotFound
 from models.job import Job, JobState, Operation, Priority, Submission, to_json
+from models.job_query import JobQuery
 
 RESCUE_AFTER = timedelta(seconds=5)
 """How long an accepted job may wait for its first announcement to work before the sweep repeats it."""
 
 REANNOUNCE_AFTER = timedelta(seconds=15)
 """The same, after the sweep announced it."""
+
+SUSPECT_AFTER = 6
+"""Announcements without an end that make a job suspect of killing its worker."""
 
 CHANNEL = "waybill_jobs"
 """NOTIFY channel: one payload-free notification for each finished batch."""
@@ -41,6 +45,7 @@ class OpenJob:
         payload: JSON text.
         is_due: False while it is retrying and its time has not come.
         has_expired: Its ``expires_at`` has passed.
+        crash_log: The attempts behind ``crashes``: worker, time, and the signal where somebody saw it.
     """
 
     id: UUID
@@ -58,6 +63,8 @@ class OpenJob:
     has_expired: bool
     request_id: str
     created_at: datetime
+    crash_log: list[dict[str, Any]] | None
+    parent_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,7 @@ class Outcome:
         result: JSON text of the instance; only for ``succeeded``.
         error: Problem document; for ``failed``, ``expired`` and ``dead``.
         attempt: Attempts made, this one included.
+        reason: Of an attempt that failed, for the job's history of attempts.
     """
 
     job_id: UUID
@@ -76,6 +84,7 @@ class Outcome:
     version: int | None = None
     result: bytes | None = None
     error: Mapping[str, Any] | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,41 +97,17 @@ class Accepted:
     transaction_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobQuery:
-    """A page of jobs, newest first."""
+class Ledger:
+    """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls.
 
-    principal_id: UUID | None = None
-    state: str | None = None
-    resource: str | None = None
-    resource_id: UUID | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    before: UUID | None = None
-    limit: int = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What is open at a moment.
-
-    Attributes:
-        jobs: Open jobs by priority.
-        ages: Seconds that the oldest has been queued, by priority.
-        finished: Jobs that ended since the reading before.
-        mark: Where the next reading counts from.
-        read_at: POSIX seconds, by the database's clock.
+    Args:
+        effects: Which effects on third parties follow from a success: resource, operation, effect.
     """
 
-    jobs: Mapping[Priority, int]
-    ages: Mapping[Priority, float]
-    finished: int
-    mark: int
-    read_at: float
-
-
-class Ledger:
-    """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls."""
+    def __init__(self, effects: Sequence[tuple[str, Operation, str]] = ()) -> None:
+        self._has_effects = bool(effects)
+        keys = ("resource", "operation", "effect")
+        self._effects = to_json([dict(zip(keys, one, strict=True)) for one in effects]).decode()
 
     # ---- accept ------------------------------------------------------------------------
 
@@ -138,7 +123,10 @@ class Ledger:
 
     def is_under_way(self, connection: Connection, transaction_id: int) -> bool:
         """Whether the transaction of an acceptance is neither committed nor rolled back yet."""
-        found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        try:
+            found = connection.execute(sql.IS_UNDER_WAY, {"transaction_id": transaction_id})
+        except exc.DataError:  # a server that crashed has forgotten an id that it never had to write down
+            return False
         return bool(found.scalar_one())
 
     # ---- apply -------------------------------------------------------------------------
@@ -194,11 +182,12 @@ class Ledger:
         """The one door to a final state: outcome, event and deliveries, written together.
 
         Returns:
-            Ids of the callbacks and replies to announce once the transaction is committed. Job events
-            are left to the sweep, which gathers those of many batches.
+            Ids of the callbacks, replies and effects to announce once the transaction is committed. Job
+            events are left to the sweep, which gathers those of many batches.
 
         Raises:
-            Contention: One of the jobs was final already. Nothing may be committed then.
+            Contention: One of the jobs was final already, or expired while it was at work. Nothing may be
+                committed then.
         """
         if not outcomes:
             return []
@@ -206,7 +195,15 @@ class Ledger:
         changed, delivery_ids, _ = connection.execute(sql.FINISH, {"outcomes": document}).one()
         if changed != len(outcomes):
             raise Contention("a job reached its final state elsewhere")
-        return list(delivery_ids or ())
+        return [*(delivery_ids or ()), *self._write_effects(connection, outcomes)]
+
+    def _write_effects(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[UUID]:
+        """Write what follows from successes to third parties; asks nothing where no resource declares any."""
+        succeeded = [one.job_id for one in outcomes if one.state is JobState.SUCCEEDED]
+        if not self._has_effects or not succeeded:
+            return []
+        parameters = {"ids": array(succeeded), "declared": self._effects}
+        return [row[0] for row in connection.execute(sql.EFFECTS, parameters).all()]
 
     def retry_later(
         self,
@@ -216,16 +213,40 @@ class Ledger:
         attempt: int,
         delay: timedelta,
         error: Mapping[str, Any],
+        reason: str,
     ) -> None:
-        """Put an open job off by ``delay``. It goes on holding its lane."""
-        parameters = {"id": job.id, "attempt": attempt, "delay": delay, "error": to_json(error).decode()}
+        """Put an open job off by ``delay``. It goes on holding its lane, and remembers the ``reason``."""
+        parameters = {
+            "id": job.id,
+            "attempt": attempt,
+            "delay": delay,
+            "error": to_json(error).decode(),
+            "reason": reason,
+        }
         if connection.execute(sql.RETRY_LATER, parameters).rowcount != 1:
             raise Contention("a job reached its final state elsewhere")
 
-    def record_crash_attempt(self, connection: Connection, job_id: UUID) -> int:
-        """Count, before trying, an attempt that may kill its worker; how many there were."""
-        crashes: int = connection.execute(sql.CRASH_ATTEMPT, {"id": job_id}).scalar_one()
+    def record_crash_attempt(self, connection: Connection, job_id: UUID, worker: str) -> int:
+        """Count, before ``worker`` tries it, an attempt that may kill it; how many there were."""
+        parameters = {"id": job_id, "worker": worker}
+        crashes: int = connection.execute(sql.CRASH_ATTEMPT, parameters).scalar_one()
         return crashes
+
+    def witness_crash(
+        self, connection: Connection, job_ids: Sequence[UUID], worker: str, signal: str
+    ) -> None:
+        """Add to the crash attempts in the lanes of ``job_ids`` what killed ``worker``."""
+        parameters = {"ids": array(job_ids), "worker": worker, "signal": signal}
+        connection.execute(sql.WITNESS_CRASH, parameters)
+
+    def suspect(self, connection: Connection, job_ids: Sequence[UUID], announcements: int) -> None:
+        """Have queued jobs announced now, as if they had been announced so often already."""
+        connection.execute(sql.SUSPECT, {"ids": array(job_ids), "announcements": announcements})
+
+    def dead_predecessors(self, connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+        """For those of ``job_ids`` that waited behind a job that ended dead: that job."""
+        found = connection.execute(sql.DEAD_PREDECESSORS, {"ids": array(job_ids)}).all()
+        return {row[0]: row[1] for row in found if row[1] is not None}
 
     # ---- cancel and redrive ------------------------------------------------------------
 
@@ -247,14 +268,29 @@ class Ledger:
             raise Conflict(f"The job is {state} already")
         return self.finish(connection, [Outcome(job_id=job_id, state=JobState.CANCELLED, attempt=attempt)])
 
-    def redrive(self, connection: Connection, job_id: UUID) -> None:
-        """Queue a dead job again, at the end of its lane, with its attempts reset.
+    def redrive(self, connection: Connection, redrives: Mapping[UUID, bytes | None]) -> None:
+        """Queue dead jobs again as a new generation, each at the end of its lane, in the order given.
+
+        What they may do now is judged by :class:`models.dead_letters.redriving.Redriver`.
+
+        Args:
+            connection: The caller's transaction.
+            redrives: Edited payload (JSON text) by job id; None leaves it as it is.
 
         Raises:
-            Conflict: It is not dead.
+            Conflict: One of them is not dead, or was discarded. Nothing may be committed then.
         """
-        if connection.execute(sql.REDRIVE, {"id": job_id, "rescue": RESCUE_AFTER}).rowcount != 1:
+        rows = [
+            {"id": job_id, "payload": None if payload is None else orjson.Fragment(payload)}
+            for job_id, payload in redrives.items()
+        ]
+        parameters = {"redrives": to_json(rows).decode(), "rescue": RESCUE_AFTER}
+        if connection.execute(sql.REDRIVE, parameters).one()[0] != len(rows):
             raise Conflict("Only a dead job can be redriven")
+
+    def discard(self, connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Put dead jobs away for good: they stay dead, and no list of dead letters shows them; which did."""
+        return [row[0] for row in connection.execute(sql.DISCARD, {"ids": array(job_ids)}).all()]
 
     # ---- sweep -------------------------------------------------------------------------
 
@@ -280,29 +316,9 @@ class Ledger:
         return {row[0]: job_from(row) for row in connection.execute(sql.FIND, {"ids": array(job_ids)}).all()}
 
     def page(self, connection: Connection, query: JobQuery) -> list[Job]:
-        """One page of jobs, newest first."""
-        conditions = {
-            "principal_id": query.principal_id,
-            "state": query.state,
-            "resource": query.resource,
-            "resource_id": query.resource_id,
-        }
-        wanted: dict[str, Any] = {name: value for name, value in conditions.items() if value is not None}
-        clauses = [f"{name} = :{name}" for name in wanted]
-        bounds = {
-            "id < :before": query.before,
-            "created_at > :created_after": query.created_after,
-            "created_at < :created_before": query.created_before,
-        }
-        for clause, bound in bounds.items():
-            if bound is not None:
-                clauses.append(clause)
-                wanted[clause.rpartition(":")[2]] = bound
-        where = " AND ".join(clauses) or "true"
-        statement = text(f"SELECT {sql.JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT :limit")
-        return [
-            job_from(row) for row in connection.execute(statement, {**wanted, "limit": query.limit}).all()
-        ]
+        """One page of jobs, newest first by their ids, which carry their time."""
+        statement, parameters = query.statement()
+        return [job_from(row) for row in connection.execute(statement, parameters).all()]
 
     def lanes_in_use(
         self, connection: Connection, lanes: Sequence[int], *, principal_id: UUID | None = None
@@ -310,20 +326,6 @@ class Ledger:
         """Those of ``lanes`` that hold a queued or retrying job (of this principal, where one is given)."""
         parameters = {"lanes": array(lanes), "principal_id": principal_id}
         return {row[0] for row in connection.execute(sql.LANES_IN_USE, parameters).all()}
-
-    def open_backlog(self, connection: Connection, mark: int | None) -> Backlog:
-        """What is queued or retrying, and how many ended since ``mark`` (None: since now)."""
-        rows = [(Priority(row[0]), row[1], float(row[2])) for row in connection.execute(sql.OPEN_BACKLOG)]
-        if mark is None:
-            mark = connection.execute(sql.LAST_SEQUENCE).scalar_one()
-        finished, mark, read_at = connection.execute(sql.FINISHED_SINCE, {"mark": mark}).one()
-        return Backlog(
-            jobs={priority: jobs for priority, jobs, _ in rows},
-            ages={priority: age for priority, _, age in rows},
-            finished=finished,
-            mark=mark,
-            read_at=float(read_at),
-        )
 
     def backlog(self, connection: Connection) -> list[tuple[JobState, Priority, int, float]]:
         """Open and scheduled jobs: state, priority, how many, and the age of the oldest in seconds."""
@@ -352,6 +354,7 @@ def accepted_job(submission: Submission, added: Accepted) -> Job:
         error=None,
         request_id=submission.request_id,
         sequence=added.sequence,
+        parent_id=submission.parent_id,
     )
 
 
@@ -366,6 +369,7 @@ def _row(submission: Submission) -> dict[str, Any]:
         "operation": submission.operation,
         "resource": submission.resource,
         "resource_id": submission.resource_id,
+        "parent_id": submission.parent_id,
         "principal_id": submission.principal.id,
         "door": submission.door,
         "priority": submission.priority,
@@ -389,6 +393,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "version": outcome.version,
         "result": orjson.Fragment(outcome.result) if outcome.result is not None else None,
         "error": outcome.error,
+        **({} if outcome.reason is None else {"reason": outcome.reason}),
     }
 
 
@@ -411,5 +416,8 @@ def job_from(row: Sequence[Any]) -> Job:
         result=row[13],
         error=row[14],
         request_id=row[15],
-        sequence=row[16],
+        attempts=row[16],
+        generation=row[17],
+        parent_id=row[18],
+        sequence=row[19],
     )

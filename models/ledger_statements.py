@@ -7,9 +7,26 @@ from sqlalchemy import text
 
 CLOCK = text("SELECT clock_timestamp()")
 
+KEPT_ATTEMPTS = 50
+"""Failed attempts that a job remembers; the earliest are forgotten first."""
+
+
+def _moment(expression: str) -> str:
+    return f"to_char({expression} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+
+
+def _with_attempt(attempt: str, reason: str) -> str:
+    """The attempts of job ``j`` with one more."""
+    return f"""jsonb_path_query_array(
+            COALESCE(j.attempts, '[]') || jsonb_build_object(
+                'generation', j.generation, 'attempt', {attempt}, 'at', {_moment("clock_timestamp()")},
+                'reason', {reason}),
+            '$[last - {KEPT_ATTEMPTS - 1} to last]')"""
+
+
 COPIED = (
     "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
-    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent"
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id"
 )
 
 ACCEPT = text(f"""
@@ -57,27 +74,36 @@ OPEN_JOBS = text("""
 SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS text), if_match,
        attempt, crashes, announcements,
        state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
-       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at
+       COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at,
+       CASE WHEN crashes > 0 THEN crash_log END, parent_id
 FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
 ORDER BY position LIMIT :limit
 FOR NO KEY UPDATE
 """)
 
-FINISH = text("""
+FINISH = text(f"""
 WITH outcome AS MATERIALIZED (
     SELECT o.*, nextval('job_sequence') AS n
     FROM json_to_recordset(CAST(:outcomes AS json))
-      AS o(id uuid, state text, attempt int, version bigint, result json, error jsonb)
+      AS o(id uuid, state text, attempt int, version bigint, result json, error jsonb, reason text)
 ), done AS (
     UPDATE jobs AS j
     SET state = o.state, sequence = o.n, attempt = o.attempt, version = o.version, result = o.result,
-        error = o.error, finished_at = clock_timestamp(), announce_at = NULL
+        error = o.error, finished_at = clock_timestamp(), announce_at = NULL,
+        attempts = CASE WHEN o.reason IS NULL THEN j.attempts
+                        ELSE {_with_attempt("o.attempt", "o.reason")} END
     FROM outcome AS o
     WHERE j.id = o.id AND j.state IN ('scheduled', 'queued', 'retrying')
-    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to
-), told AS (
-    INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, state, finished_at FROM done
+      AND (o.state <> 'succeeded' OR j.expires_at IS NULL OR j.expires_at > clock_timestamp())
+    RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to,
+              j.attempt, j.run_at, j.expires_at, j.error
+), told AS (  -- what is told of a job must not change when the job is redriven: a success never is
+    INSERT INTO job_events (sequence, job_id, state, at, detail)
+    SELECT sequence, id, state, finished_at,
+           CASE WHEN state <> 'succeeded' THEN jsonb_build_object(
+               'attempt', attempt, 'runAt', run_at, 'expiresAt', expires_at, 'error', error) END
+    FROM done
 ), outbox AS (
     INSERT INTO deliveries (id, kind, job_id, sequences, endpoint_id, reply_to, announce_at)
     SELECT waybill_uuid7(), 'callback', d.id, ARRAY[d.sequence], e.id, NULL, now()
@@ -99,12 +125,23 @@ SELECT (SELECT count(*) FROM done),
        (SELECT count(*) FROM awake)
 """)
 
-RETRY_LATER = text("""
+EFFECTS = text("""
+INSERT INTO deliveries (id, kind, job_id, sequences, target, announce_at)
+SELECT waybill_uuid7(), 'effect', j.id, ARRAY[j.sequence], d.effect, now()
+FROM jobs AS j
+JOIN json_to_recordset(CAST(:declared AS json)) AS d(resource text, operation text, effect text)
+  ON d.resource = j.resource AND d.operation = j.operation
+WHERE j.id = ANY(CAST(:ids AS uuid[]))
+RETURNING id
+""")
+
+RETRY_LATER = text(f"""
 WITH put_off AS (
-    UPDATE jobs
+    UPDATE jobs AS j
     SET state = 'retrying', sequence = nextval('job_sequence'), attempt = :attempt,
         run_at = clock_timestamp() + :delay, announce_at = clock_timestamp() + :delay,
-        announcements = 0, crashes = 0, error = CAST(:error AS jsonb)
+        announcements = 0, crashes = 0, crash_log = NULL, error = CAST(:error AS jsonb),
+        attempts = {_with_attempt(":attempt", "CAST(:reason AS text)")}
     WHERE id = :id AND state IN ('queued', 'retrying')
     RETURNING id, sequence, error
 ), awake AS MATERIALIZED (SELECT pg_notify('waybill_jobs', ''))
@@ -112,22 +149,77 @@ INSERT INTO job_events (sequence, job_id, state, at, detail)
 SELECT sequence, id, 'retrying', clock_timestamp(), error FROM put_off, awake
 """)
 
-CRASH_ATTEMPT = text("""
-UPDATE jobs SET crashes = crashes + 1 WHERE id = :id AND state IN ('queued', 'retrying') RETURNING crashes
+CRASH_ATTEMPT = text(f"""
+UPDATE jobs
+SET crashes = crashes + 1,
+    crash_log = COALESCE(crash_log, '[]') || jsonb_build_object(
+        'worker', CAST(:worker AS text), 'at', {_moment("clock_timestamp()")}, 'signal', NULL)
+WHERE id = :id AND state IN ('queued', 'retrying') RETURNING crashes
+""")
+
+WITNESS_CRASH = text("""
+UPDATE jobs AS j
+SET crash_log = (
+    SELECT jsonb_agg(
+        CASE WHEN entry->>'worker' = :worker AND entry->>'signal' IS NULL
+             THEN jsonb_set(entry, '{signal}', to_jsonb(CAST(:signal AS text))) ELSE entry END ORDER BY place)
+    FROM jsonb_array_elements(j.crash_log) WITH ORDINALITY AS log(entry, place)
+)
+WHERE j.lane IN (SELECT lane FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])))
+  AND j.state IN ('queued', 'retrying') AND j.crashes > 0
+""")
+
+SUSPECT = text("""
+UPDATE jobs
+SET announcements = GREATEST(announcements, :announcements), announce_at = LEAST(announce_at, now())
+WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
+""")
+
+DEAD_PREDECESSORS = text("""
+SELECT j.id, (
+    SELECT d.id FROM jobs AS d
+    WHERE d.lane = j.lane AND d.state = 'dead' AND d.position < j.position AND d.finished_at > j.created_at
+    ORDER BY d.position DESC LIMIT 1)
+FROM jobs AS j WHERE j.id = ANY(CAST(:ids AS uuid[]))
 """)
 
 LOCK_JOB = text("SELECT state, attempt FROM jobs WHERE id = :id FOR NO KEY UPDATE")
 
 REDRIVE = text("""
-WITH revived AS (
-    UPDATE jobs
-    SET state = 'queued', sequence = n.value, position = n.value, attempt = 0, crashes = 0,
+WITH given AS MATERIALIZED (
+    SELECT r.*, nextval('job_sequence') AS n
+    FROM json_to_recordset(CAST(:redrives AS json)) AS r(id uuid, payload json)
+), revived AS (
+    UPDATE jobs AS j
+    SET state = 'queued', sequence = g.n, position = g.n, generation = j.generation + 1,
+        payload = COALESCE(g.payload, j.payload), attempt = 0, crashes = 0, crash_log = NULL,
         announcements = 0, run_at = NULL, finished_at = NULL, error = NULL, announce_at = now() + :rescue
-    FROM (SELECT nextval('job_sequence') AS value) AS n
-    WHERE id = :id AND state = 'dead'
-    RETURNING id, sequence
+    FROM given AS g
+    WHERE j.id = g.id AND j.state = 'dead' AND j.discarded_at IS NULL
+    RETURNING j.id, j.sequence, j.generation
+), told AS (
+    INSERT INTO job_events (sequence, job_id, state, at, detail)
+    SELECT sequence, id, 'queued', now(), jsonb_build_object('generation', generation) FROM revived
+), awake AS MATERIALIZED (SELECT pg_notify('waybill_jobs', ''))
+SELECT (SELECT count(*) FROM revived), (SELECT count(*) FROM awake)
+""")
+
+DISCARD = text("""
+WITH given AS MATERIALIZED (
+    SELECT id, nextval('job_sequence') AS n FROM jobs
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'dead' AND discarded_at IS NULL
+), put_away AS (
+    UPDATE jobs AS j SET discarded_at = now() FROM given AS g
+    WHERE j.id = g.id AND j.state = 'dead' AND j.discarded_at IS NULL
+    RETURNING j.id, g.n
+), told AS (
+    INSERT INTO job_events (sequence, job_id, state, at, detail)
+    SELECT n, id, 'dead', now(), '{"discarded": true}' FROM put_away
+), outbox AS (
+    INSERT INTO deliveries (id, kind, job_id, sequences, announce_at)
+    SELECT waybill_uuid7(), 'events', NULL, array_agg(n ORDER BY n), now() FROM put_away HAVING count(*) > 0
 )
-INSERT INTO job_events (sequence, job_id, state, at) SELECT sequence, id, 'queued', now() FROM revived
+SELECT id FROM put_away
 """)
 
 WAKE = text("""
@@ -152,7 +244,9 @@ WITH due AS MATERIALIZED (
     WHERE announce_at <= now() AND state IN ('queued', 'retrying') AND priority = :priority
     ORDER BY announce_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 ), claimed AS (
-    UPDATE jobs AS j SET announce_at = now() + :again, announcements = announcements + 1
+    UPDATE jobs AS j
+    SET announce_at = now() + :again, announcements = announcements + 1,
+        announced_at = (COALESCE(announced_at, '{}') || now())[GREATEST(1, cardinality(announced_at) - 8):]
     FROM due WHERE j.id = due.id
     RETURNING j.id, j.position
 )
@@ -167,7 +261,8 @@ ORDER BY expires_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 
 JOB_COLUMNS = (
     "id, state, operation, resource, resource_id, principal_id, attempt, priority, created_at, run_at, "
-    "finished_at, expires_at, version, CAST(result AS text), error, request_id, sequence"
+    "finished_at, expires_at, version, CAST(result AS text), error, request_id, attempts, "
+    "generation, parent_id, sequence"
 )
 
 FIND = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS uuid[]))")
@@ -177,28 +272,6 @@ SELECT DISTINCT lane FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
   AND (CAST(:principal_id AS uuid) IS NULL OR principal_id = :principal_id)
 """)
-
-OPEN_BACKLOG = text("""
-WITH held AS MATERIALIZED (
-    SELECT DISTINCT lane FROM jobs WHERE announce_at IS NOT NULL AND state = 'retrying'
-), open AS (
-    SELECT j.priority, count(*) AS jobs,
-           min(j.position) FILTER (WHERE j.state = 'queued' AND h.lane IS NULL) AS oldest
-    FROM jobs AS j LEFT JOIN held AS h USING (lane)
-    WHERE j.announce_at IS NOT NULL AND j.state <> 'scheduled'
-    GROUP BY j.priority
-)
-SELECT o.priority, o.jobs, COALESCE(extract(epoch FROM clock_timestamp() - e.at), 0)
-FROM open AS o LEFT JOIN job_events AS e ON e.sequence = o.oldest
-""")
-
-FINISHED_SINCE = text("""
-SELECT count(*) FILTER (WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired', 'dead')),
-       COALESCE(max(sequence), :mark), extract(epoch FROM clock_timestamp())
-FROM job_events WHERE sequence > :mark
-""")
-
-LAST_SEQUENCE = text("SELECT last_value FROM job_sequence")
 
 BACKLOG = text("""
 SELECT state, priority, count(*), extract(epoch FROM now() - min(created_at))

@@ -15,11 +15,13 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 MASK = "***"
 _SECRET_NAME = re.compile(
-    r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|\botp\b",
+    r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|recovery[-_]?codes?|\botp(auth)?",
     re.IGNORECASE,
 )
 _SECRETS = (
     (re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]+"), "whsec_" + MASK),
+    (re.compile(r"\bwbr_[A-Za-z0-9_-]+"), "wbr_" + MASK),
+    (re.compile(r"\botpauth://[^\s\"']+"), "otpauth://" + MASK),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), r"\1 " + MASK),
     (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*@"), r"\1" + MASK + "@"),
@@ -71,9 +73,14 @@ class LineFormatter(JsonFormatter):
         return {name: masked(value, name) for name, value in log_data.items()}
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether what goes by this name should not be written down."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def masked(value: Any, name: str = "") -> Any:
     """``value`` without what looks secret, by its name or by its looks."""
-    if name and _SECRET_NAME.search(name):
+    if name and names_a_secret(name):
         return MASK
     if isinstance(value, str):
         for pattern, replacement in _SECRETS:

@@ -43,8 +43,42 @@ INVALID_REQUESTS = Counter(
     "waybill_invalid_requests_total", "Connections closed because what came was no HTTP", ["reason"]
 )
 
+DEAD_MESSAGES = Counter(
+    "waybill_dead_messages_total", "Messages collected from the broker's dead-letter queue", ["reason"]
+)
+
+REFUSALS = Counter("waybill_http_refusals_total", "Requests that were refused, by error", ["error"])
+
+DATABASE_SECONDS = Histogram(
+    "waybill_database_seconds", "Time of one database statement, the network included", buckets=_MILLISECONDS
+)
+
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
 
+DELIVERY_SECONDS = Histogram(
+    "waybill_delivery_seconds",
+    "Time from the outcome to its delivery",
+    ["kind"],
+    buckets=(*_MILLISECONDS, 60.0, 300.0, 1800.0, 7200.0, 43200.0),
+)
+
+SEND_SECONDS = Histogram(
+    "waybill_send_seconds", "Time that one attempt over HTTP takes", ["kind"], buckets=_MILLISECONDS
+)
+
+ENDPOINTS_DISABLED = Counter("waybill_callback_endpoints_disabled_total", "Endpoints disabled by us")
+
+SENDS_WAITING = Gauge(
+    "waybill_sends_waiting",
+    "Deliveries claimed by this process that wait for their receiver's turn",
+    multiprocess_mode="livesum",
+)
+
+STREAMS = Gauge(
+    "waybill_streams", "Event streams and WebSockets that are open", ["kind"], multiprocess_mode="livesum"
+)
+
+CHANGE_READS = Counter("waybill_change_reads_total", "Readings of the ledger for all who wait for changes")
 LIMITER_SECONDS = Histogram(
     "waybill_limiter_seconds",
     "Time of one round trip to Redis that counts requests",

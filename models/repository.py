@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, false, func, or_, select, text
+from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, exc, false, func, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from models.database import array
+from models.database import LAST_ADMIN, array, sqlstate
+from models.errors import Conflict, Invalid
 from models.job import to_json
 from models.resource_type import ResourceType
 from models.service import Row
@@ -24,8 +25,9 @@ from models.service import Row
 class Head:
     """What the door needs to know of an instance."""
 
-    owner_id: UUID
+    owner_id: UUID | None
     version: int
+    parent_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class PageQuery:
         sort: Column name; ``descending`` says which way. The id breaks ties.
         after: Sort value and id of the last item of the page before.
         owner_id: Only this owner's; None for everybody's.
+        parent_id: Only parts of this parent.
         search: Literal, case-insensitive substring.
     """
 
@@ -44,6 +47,7 @@ class PageQuery:
     descending: bool = False
     after: tuple[Any, UUID] | None = None
     owner_id: UUID | None = None
+    parent_id: UUID | None = None
     status: str | None = None
     search: str | None = None
 
@@ -55,7 +59,7 @@ class Repository(Protocol):
         """The instances that exist among ``ids``."""
 
     def heads(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Head]:
-        """Owner and version of those that exist among ``ids``."""
+        """Owner, version and parent of those that exist among ``ids``."""
 
     def insert_many(self, connection: Connection, rows: Sequence[Row]) -> set[UUID]:
         """Insert; the ids that went in. One that breaks a unique rule stays out, the others do not."""
@@ -65,6 +69,9 @@ class Repository(Protocol):
 
     def delete_many(self, connection: Connection, versions: Mapping[UUID, int]) -> set[UUID]:
         """Delete those at the expected version and remember it; the ids that matched."""
+
+    def delete_parts(self, connection: Connection, parent_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """Delete every part of these parents and remember it; the buried version of each."""
 
     def buried_versions(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
         """The last versions of deleted instances among ``ids``."""
@@ -94,12 +101,8 @@ class TableRepository:
 
     def heads(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Head]:
         """See :class:`Repository`."""
-        statement = text(
-            f"SELECT id, owner_id, version FROM {self._table} WHERE id = ANY(CAST(:ids AS uuid[]))"
-        )
-        return {
-            row[0]: Head(row[1], row[2]) for row in connection.execute(statement, {"ids": array(ids)}).all()
-        }
+        rows = connection.execute(self._heads, {"ids": array(ids)}).all()
+        return {row[0]: Head(row[1], row[2], row[3]) for row in rows}
 
     def insert_many(self, connection: Connection, rows: Sequence[Row]) -> set[UUID]:
         """See :class:`Repository`."""
@@ -117,6 +120,11 @@ class TableRepository:
         parameters = {"expected": expected, "resource": self.resource.name}
         return _ids(connection.execute(self._delete, parameters))
 
+    def delete_parts(self, connection: Connection, parent_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """See :class:`Repository`."""
+        parameters = {"parents": array(parent_ids), "resource": self.resource.name}
+        return {row[0]: row[1] for row in connection.execute(self._delete_parts, parameters).all()}
+
     def buried_versions(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
         """See :class:`Repository`."""
         statement = text(
@@ -132,6 +140,9 @@ class TableRepository:
         statement = select(table).limit(query.limit)
         if query.owner_id is not None:
             statement = statement.where(table.c.owner_id == query.owner_id)
+        if query.parent_id is not None and self.resource.parent_column is not None:
+            parent = table.columns[self.resource.parent_column]
+            statement = statement.where(parent == query.parent_id)
         if query.status is not None:
             statement = statement.where(table.c.status == query.status)
         if query.search is not None:
@@ -165,6 +176,14 @@ class TableRepository:
         return text(f"SELECT {columns} FROM {self._table} WHERE id = ANY(CAST(:ids AS uuid[]))")
 
     @cached_property
+    def _heads(self) -> TextClause:
+        parent = self.resource.parent_column
+        return text(
+            f"SELECT id, owner_id, version, {_name(parent) if parent else 'NULL'} "
+            f"FROM {self._table} WHERE id = ANY(CAST(:ids AS uuid[]))"
+        )
+
+    @cached_property
     def _insert(self) -> TextClause:
         columns = ", ".join(_quoted(column) for column in self.table.columns)
         values = ", ".join(_value(column) for column in self.table.columns)
@@ -176,7 +195,7 @@ class TableRepository:
 
     @cached_property
     def _update(self) -> TextClause:
-        kept = ("id", "owner_id", "created_at")
+        kept = ("id", "owner_id", "created_at", self.resource.parent_column)
         changes = ", ".join(f"{_quoted(c)} = {_value(c)}" for c in self.table.columns if c.name not in kept)
         return text(
             f"UPDATE {self._table} AS t SET {changes} "
@@ -187,14 +206,42 @@ class TableRepository:
 
     @cached_property
     def _delete(self) -> TextClause:
-        return text(
-            f"WITH gone AS (DELETE FROM {self._table} AS t "
+        return self._bury(
+            f"DELETE FROM {self._table} AS t "
             "USING jsonb_to_recordset(CAST(:expected AS jsonb)) AS e(id uuid, expected bigint) "
-            "WHERE t.id = e.id AND t.version = e.expected RETURNING t.id, t.version), "
+            "WHERE t.id = e.id AND t.version = e.expected RETURNING t.id, t.version"
+        )
+
+    @cached_property
+    def _delete_parts(self) -> TextClause:
+        parent = _name(self.resource.parent_column or "")
+        return self._bury(
+            f"DELETE FROM {self._table} WHERE {parent} = ANY(CAST(:parents AS uuid[])) RETURNING id, version"
+        )
+
+    def _bury(self, deletion: str) -> TextClause:
+        """A deletion that leaves a tombstone for each row, and tells their ids and buried versions."""
+        return text(
+            f"WITH gone AS ({deletion}), "
             "buried AS (INSERT INTO tombstones (resource, resource_id, version) "
             "SELECT :resource, id, version + 1 FROM gone ON CONFLICT (resource, resource_id) "
-            "DO UPDATE SET version = excluded.version, deleted_at = now()) SELECT id FROM gone"
+            "DO UPDATE SET version = excluded.version, deleted_at = now()) SELECT id, version + 1 FROM gone"
         )
+
+
+def as_refusal(error: Exception) -> Exception:
+    """A broken constraint or an impossible value is the caller's; anything else stays what it is."""
+    if isinstance(error, exc.DBAPIError):
+        state = sqlstate(error) or ""
+        if state == LAST_ADMIN:
+            return Conflict("The last admin cannot be deleted, disabled or given another role")
+        if state in ("23505", "23P01"):
+            return Conflict("Another instance has the same value of a unique member")
+        if state == "23503":
+            return Conflict("It refers to, or is referred to by, an instance that forbids this")
+        if state in ("23514", "23502") or state.startswith("22"):
+            return Invalid("The database's rules forbid this value")
+    return error
 
 
 def _document(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -206,7 +253,11 @@ def _ids(result: CursorResult[Any]) -> set[UUID]:
 
 
 def _quoted(column: Column[Any]) -> str:
-    return f'"{column.name}"'
+    return _name(str(column.name))
+
+
+def _name(name: str) -> str:
+    return f'"{name}"'
 
 
 def _value(column: Column[Any]) -> str:

@@ -1,6 +1,8 @@
-"""What a resource declares: table, schemas, service, permissions. The registry finds the declarations."""
+"""What a resource declares: table, schemas, parent, service, permissions. Found by the registry."""
 
 import re
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -10,16 +12,22 @@ from sqlalchemy import (
     BigInteger,
     Column,
     DateTime,
+    ForeignKeyConstraint,
     Table,
+    UniqueConstraint,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID, ExcludeConstraint
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
+from models.effects import ThirdPartyEffect
 from models.errors import ConfigurationError
 from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
+from models.ids import lane_key
+from models.retry import RetryPolicy
+from models.schema import is_write_only, takes_object
 from models.service import ResourceService
 from models.tables import metadata
 
@@ -50,6 +58,19 @@ def resource_table(name: str, *items: SchemaItem) -> Table:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Whose part an instance is: it belongs to the parent's owner, queues in its lane and goes with it.
+
+    Attributes:
+        resource: The parent's plural name; its instances have no parent themselves.
+        column: Of the child's table; holds the parent's id, never changes, and should be indexed.
+    """
+
+    resource: str
+    column: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourceType:
     """One resource, declared in one file. Routes, AMQP keys, OpenAPI and migrations follow from it.
@@ -59,10 +80,15 @@ class ResourceType:
         table: Made by :func:`resource_table`.
         create: Schema of a POST body. A member ``id`` is taken by the platform, beside yours.
         update: Schema of a PUT body, and of the document that a PATCH must lead to.
-        read: Schema of what callers see.
+        read: Schema of what callers see. Where it has no ``version`` there is no ETag and no If-Match.
+        parent: Served at ``/{parent}/{id}/{name}``, as part of an instance of another resource.
+        instance: How messages name one instance; else made of the name.
         service: Business rules beyond the schemas.
         permissions: Which role may do what; the default gives users their own instances.
         searchable: Columns that ``?q=`` looks into.
+        effects: Calls to third parties that follow from changes; see ``models/effects.py``.
+        sortable: Columns (never null, seen by callers) that ``?sort=`` orders by.
+        retry: How often and how soon a faulty attempt is repeated; None: as everybody's.
     """
 
     name: str
@@ -70,9 +96,14 @@ class ResourceType:
     create: type[BaseModel]
     update: type[BaseModel]
     read: type[BaseModel]
+    parent: Parent | None = None
+    instance: str = ""
     service: type[ResourceService] = ResourceService
     permissions: Permissions = field(default_factory=lambda: DEFAULT_PERMISSIONS)
     searchable: tuple[str, ...] = ("name", "description")
+    effects: tuple[ThirdPartyEffect, ...] = ()
+    sortable: tuple[str, ...] = ("created_at", "name")
+    retry: RetryPolicy | None = None
     _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,10 +114,17 @@ class ResourceType:
             raise ConfigurationError(
                 f"resource {self.name}: its table lacks {', '.join(missing)}; make it with resource_table()"
             )
+        if self.parent is not None and self.parent.column not in self.table.columns:
+            raise ConfigurationError(
+                f"resource {self.name}: its table lacks its parent's {self.parent.column}"
+            )
         for schema in (self.create, self.update, self.read):
             unknown = sorted(set(schema.model_fields) - set(self.table.columns.keys()))
             if unknown:
                 raise ConfigurationError(f"resource {self.name}: no column for {', '.join(unknown)}")
+        names = [effect.name for effect in self.all_effects()]
+        if len(set(names)) != len(names):
+            raise ConfigurationError(f"resource {self.name}: two of its effects have one name")
         unset = [
             name for name, value in self.defaults.items() if value is None and _is_required(self.table, name)
         ]
@@ -96,15 +134,57 @@ class ResourceType:
                 "let the column be nullable, or give it a plain default="
             )
 
+    def all_effects(self) -> Iterator[ThirdPartyEffect]:
+        """Every effect, fallbacks included."""
+        for effect in self.effects:
+            yield from effect.chain()
+
     @property
     def singular(self) -> str:
         """How messages name one instance."""
+        if self.instance:
+            return self.instance
         return self.name[:-3] + "y" if self.name.endswith("ies") else self.name.removesuffix("s")
+
+    @property
+    def parent_column(self) -> str | None:
+        """The column that holds the parent's id, where there is a parent."""
+        return self.parent.column if self.parent is not None else None
+
+    @cached_property
+    def has_version(self) -> bool:
+        """Whether callers see versions, and may demand one."""
+        return "version" in self.read.model_fields
+
+    @cached_property
+    def sorts(self) -> dict[str, str]:
+        """What ``?sort=`` takes: members of the read schema, and their columns."""
+        fields = self.read.model_fields
+        present = [name for name in self.sortable if name in fields and name in self.table.columns]
+        return {fields[name].alias or name: name for name in present}
+
+    @cached_property
+    def write_only(self) -> frozenset[str]:
+        """Columns that callers set and never see: kept where a PUT or PATCH says nothing of them."""
+        return frozenset(name for name, info in self.update.model_fields.items() if is_write_only(info))
+
+    @cached_property
+    def takes_object(self) -> frozenset[str]:
+        """Columns of the update schema that a JSON object may fit: a patch of the others cannot set one."""
+        schemas = {name: self.adapter(name).json_schema() for name in self.update.model_fields}
+        return frozenset(name for name, one in schemas.items() if takes_object(one, one.get("$defs", {})))
+
+    def lane(self, identifier: uuid.UUID, parent_id: uuid.UUID | None = None) -> int:
+        """The lane of an instance: its own, or its parent's."""
+        if self.parent is None or parent_id is None:
+            return lane_key(self.name, identifier)
+        return lane_key(self.parent.resource, parent_id)
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
         """What a new instance has in the columns that its create schema does not name."""
-        own = [column for column in self.table.columns if column.name not in PLATFORM_COLUMNS]
+        kept = (*PLATFORM_COLUMNS, *([self.parent.column] if self.parent else []))
+        own = [column for column in self.table.columns if column.name not in kept]
         return {
             str(column.name): column.default.arg
             if isinstance(column.default, ScalarElementColumnDefault)
@@ -120,13 +200,15 @@ class ResourceType:
         Only where no constraint of the table could refuse a state in between: then what
         the database sees last is what it would have seen one by one.
         """
-        has_unique = any(index.unique for index in self.table.indexes)
-        kinds = {type(item).__name__ for item in self.table.constraints}
-        return not has_unique and not kinds & {
-            "UniqueConstraint",
-            "ForeignKeyConstraint",
-            "ExcludeConstraint",
-        }
+        if any(index.unique for index in self.table.indexes):
+            return False
+        of_parent = [self.parent.column] if self.parent is not None else []
+        return not any(
+            isinstance(item, UniqueConstraint | ExcludeConstraint)
+            # The parent is checked in its lane, and never changes.
+            or (isinstance(item, ForeignKeyConstraint) and list(item.column_keys) != of_parent)
+            for item in self.table.constraints
+        )
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
         """The validator of one member of the update schema, for checking a patch member by member."""

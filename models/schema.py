@@ -1,11 +1,12 @@
 """The base of every wire schema: camelCase outside, snake_case inside, unknown members refused."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 from models.errors import Detail, Invalid
 
@@ -25,10 +26,31 @@ class Schema(BaseModel):
     )
 
 
+def is_write_only(info: FieldInfo) -> bool:
+    """Whether a member is declared with ``json_schema_extra={"writeOnly": True}``: it is never shown."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and extra.get("writeOnly") is True
+
+
+def takes_object(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> bool:
+    """Whether a JSON object may fit ``schema``: what a merge patch makes of a member that it sets one on."""
+    if "$ref" in schema:
+        return takes_object(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+    if choices:
+        return any(takes_object(one, definitions) for one in choices)
+    if "type" in schema:
+        return bool(schema["type"] == "object")
+    return not {"const", "enum"} & schema.keys()
+
+
 def refusal(error: ValidationError, *, prefix: str = "") -> Invalid:
     """The :class:`Invalid` that tells a caller what pydantic found, without echoing the values."""
     details = [
-        Detail(".".join(str(part) for part in (*filter(None, [prefix]), *_members(item["loc"]))), item["msg"])
+        Detail(
+            ".".join(str(part) for part in (*filter(None, [prefix]), *_members(item["loc"]))),
+            item["msg"].removeprefix("Value error, "),
+        )
         for item in error.errors(include_url=False, include_context=False, include_input=False)[:50]
     ]
     return Invalid("The document does not fit its schema", details=details)

@@ -4,7 +4,7 @@ A resource with rules beyond its schemas subclasses :class:`ResourceService` and
 :meth:`~ResourceService.check` (and, rarely, :meth:`~ResourceService.replaced`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -15,11 +15,20 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from models import merge_patch, strict_json
-from models.errors import Conflict, Detail, Forbidden, Invalid, NotFound, PreconditionFailed
+from models.errors import (
+    ConfigurationError,
+    Conflict,
+    Detail,
+    Forbidden,
+    Invalid,
+    NotFound,
+    PreconditionFailed,
+)
 from models.identity.principals import Action, Permissions, Principal, may, reach_of
+from models.identity.sealing import Sealer
 from models.ids import parse_id
 from models.job import Operation
-from models.schema import refusal
+from models.schema import is_write_only, refusal
 
 Row = Mapping[str, Any]
 """One instance: column name -> value."""
@@ -56,6 +65,22 @@ class Declaration(Protocol):
     def defaults(self) -> Mapping[str, Any]:
         """Values of columns that a creation may leave out."""
 
+    @property
+    def parent_column(self) -> str | None:
+        """The column that holds the parent's id, where there is a parent."""
+
+    @property
+    def has_version(self) -> bool:
+        """Whether callers see versions."""
+
+    @property
+    def write_only(self) -> frozenset[str]:
+        """Columns that callers set and never see."""
+
+    @property
+    def takes_object(self) -> frozenset[str]:
+        """Columns of the update schema that a JSON object may fit."""
+
     def adapter(self, name: str) -> TypeAdapter[Any]:
         """The validator of one member of the update schema."""
 
@@ -88,6 +113,8 @@ class Work:
 
     Attributes:
         payload: JSON text from the ledger.
+        parent_id: The parent that the caller named, where the resource has a parent.
+        owner_id: Whose a new instance is; None: the principal's.
         now: The database's time, read after the lane was locked.
         buried_version: Last version of a deleted instance of this id; 0 where there was none.
     """
@@ -99,6 +126,8 @@ class Work:
     principal: Principal
     now: datetime
     buried_version: int = 0
+    parent_id: UUID | None = None
+    owner_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +137,7 @@ class Change:
     Attributes:
         row: The instance afterwards; None once deleted.
         result: JSON text of the instance as the caller sees it; None after a delete.
-        version: The version that this job made or read; None after a delete.
+        version: The version that this job made or read, where callers see one; None after a delete.
     """
 
     effect: Effect
@@ -118,14 +147,16 @@ class Change:
 
 
 class ResourceService:
-    """The rules every resource shares: schemas, ownership, versions.
+    """The rules every resource shares: schemas, ownership, versions, secrets.
 
     Args:
         resource: The declaration whose schemas and permissions apply.
+        sealer: Gives what seals write-only members on their way through the ledger, once it is needed.
     """
 
-    def __init__(self, resource: Declaration) -> None:
+    def __init__(self, resource: Declaration, sealer: Callable[[], Sealer] | None = None) -> None:
         self.resource = resource
+        self._sealer = sealer
 
     # ---- to override -------------------------------------------------------------------
 
@@ -135,6 +166,14 @@ class ResourceService:
     def replaced(self, before: Row, document: BaseModel) -> dict[str, Any]:
         """The column values that a PUT leads to: all of the document's, absent ones at their default."""
         return document.model_dump()
+
+    def derived(self, before: Row | None, after: Row, now: datetime) -> dict[str, Any]:
+        """Columns that follow from others; called before :meth:`check`, at ``now``."""
+        return {}
+
+    def kept_of(self, column: str, secret: str) -> str:
+        """What the table keeps of a write-only member. Called off the event loop: it may be slow."""
+        return secret
 
     # ---- at the door -------------------------------------------------------------------
 
@@ -180,15 +219,49 @@ class ResourceService:
                 continue
             name, info = fields[member]
             if value is None:
-                if info.is_required():
+                if info.is_required() or is_write_only(info):
                     problems.append(Detail(member, "cannot be removed"))
-            elif not isinstance(value, dict):
+            elif isinstance(value, dict):
+                if name not in self.resource.takes_object:
+                    problems.append(Detail(member, "takes no object"))
+            else:
                 try:
                     self.resource.adapter(name).validate_json(orjson.dumps(value), strict=True)
                 except ValidationError as error:
                     problems.extend(Detail(member, item["msg"]) for item in error.errors()[:3])
         if problems:
             raise Invalid("The patch does not fit the schema", details=problems)
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether payloads must go through :meth:`secured` before they are kept."""
+        return bool(self.resource.write_only)
+
+    def secured(self, payload: bytes, resource_id: UUID) -> bytes:
+        """An admitted payload with each write-only member replaced by what is kept of it, sealed.
+
+        So the ledger never holds a secret, and shows nothing of it to whoever shows a payload. The seal
+        opens for this instance only.
+
+        Args:
+            payload: JSON text that passed :meth:`admit`. May take long: keep it off the event loop.
+            resource_id: Of the instance that it is about.
+        """
+        document = orjson.loads(payload)
+        for column in self.resource.write_only:
+            member = self.resource.update.model_fields[column].alias or column
+            if member in document:
+                kept = self.kept_of(column, document[member])
+                document[member] = self._seal().seal(kept, self._purpose(column, resource_id))
+        return orjson.dumps(document)
+
+    def _seal(self) -> Sealer:
+        if self._sealer is None:
+            raise ConfigurationError(f"resource {self.resource.name}: nothing to seal its secrets with")
+        return self._sealer()
+
+    def _purpose(self, column: str, resource_id: UUID) -> str:
+        return f"{self.resource.name}.{column}/{resource_id}"
 
     # ---- in the worker -----------------------------------------------------------------
 
@@ -198,10 +271,12 @@ class ResourceService:
         Raises:
             Refusal: A business rule forbids it; final, with the status that a caller would see.
         """
-        self.authorize(work.principal, work.operation.action, current)
+        self.check_role(work.principal, work.operation.action)
+        if current is not None:
+            self.authorize(work.principal, work.operation.action, current)
         if work.operation is Operation.CREATE:
             return self._created(work, current)
-        if current is None:
+        if current is None or not self.belongs(current, work.parent_id):
             raise NotFound(f"There is no {self.resource.singular} {work.resource_id}")
         if work.if_match is not None and work.if_match != current["version"]:
             raise PreconditionFailed(
@@ -211,30 +286,60 @@ class ResourceService:
         if work.operation is Operation.DELETE:
             return Change(Effect.DELETE, None, None, None)
         if work.operation is Operation.READ:
-            return Change(Effect.NONE, current, self.seen(current), current["version"])
+            return self._change(Effect.NONE, current)
         if work.operation is Operation.REPLACE:
-            values = self.replaced(current, _validated(self.resource.update, work.payload or ""))
+            document = _validated(self.resource.update, work.payload or "")
+            values = self.replaced(current, document)
         else:
-            values = self._patched(current, work.payload or "")
+            document = self._patched(current, work.payload or "")
+            values = document.model_dump()
+        values |= self._secrets(work, document, current)
         after = {**current, **values, "version": current["version"] + 1, "updated_at": work.now}
+        after |= self.derived(current, after, work.now)
         self.check(current, after)
-        return Change(Effect.UPDATE, after, self.seen(after), after["version"])
+        return self._change(Effect.UPDATE, after)
 
-    def authorize(self, principal: Principal, action: Action, current: Row | None) -> None:
+    def check_role(self, principal: Principal, action: Action) -> None:
+        """Refuse what the role may not do to any instance.
+
+        Raises:
+            Forbidden: The role may not.
+        """
+        if reach_of(self.resource.permissions, principal.role, action) is None:
+            raise self._forbidden(principal, action)
+
+    def authorize(self, principal: Principal, action: Action, current: Row) -> None:
         """Refuse what the role or the ownership forbids.
+
+        Args:
+            principal: Who asks.
+            action: To do what.
+            current: The instance, or at least its ``owner_id``.
 
         Raises:
             NotFound: The instance is somebody else's and not visible to this principal.
             Forbidden: Visible, but this action is not granted.
         """
-        permissions = self.resource.permissions
-        owner_id = current["owner_id"] if current is not None else None
-        if owner_id is not None and not may(permissions, principal, Action.READ, owner_id):
+        if not may(self.resource.permissions, principal, Action.READ, current["owner_id"]):
             raise NotFound(f"There is no such {self.resource.singular}")
-        if reach_of(permissions, principal.role, action) is None or not may(
-            permissions, principal, action, owner_id
-        ):
-            raise Forbidden(f"The role {principal.role} may not {action} {self.resource.name}")
+        self.authorize_for(principal, action, current["owner_id"])
+
+    def authorize_for(self, principal: Principal, action: Action, owner_id: UUID | None) -> None:
+        """Refuse what the role forbids to do for ``owner_id``, whose the instance is or will be.
+
+        Raises:
+            Forbidden: This action is not granted.
+        """
+        if not may(self.resource.permissions, principal, action, owner_id):
+            raise self._forbidden(principal, action)
+
+    def _forbidden(self, principal: Principal, action: Action) -> Forbidden:
+        return Forbidden(f"The role {principal.role} may not {action} {self.resource.name}")
+
+    def belongs(self, current: Row, parent_id: UUID | None) -> bool:
+        """Whether an instance is part of the parent that was named (or the resource has no parent)."""
+        column = self.resource.parent_column
+        return column is None or current[column] == parent_id
 
     def seen(self, row: Row) -> bytes:
         """The instance as JSON text, by the read schema."""
@@ -245,25 +350,47 @@ class ResourceService:
     def _created(self, work: Work, current: Row | None) -> Change:
         if current is not None:
             raise Conflict(f"The {self.resource.singular} {work.resource_id} exists already")
+        owner_id = work.owner_id or work.principal.id
+        self.authorize_for(work.principal, Action.WRITE, owner_id)
+        document = _validated(self.resource.create, work.payload or "")
         after = {
             "id": work.resource_id,
             **self.resource.defaults,
-            **_validated(self.resource.create, work.payload or "").model_dump(),
+            **document.model_dump(),
+            **self._secrets(work, document, None),
             "version": work.buried_version + 1,
-            "owner_id": work.principal.id,
+            "owner_id": owner_id,
             "created_at": work.now,
             "updated_at": work.now,
         }
+        if self.resource.parent_column is not None:
+            after[self.resource.parent_column] = work.parent_id
+        after |= self.derived(None, after, work.now)
         self.check(None, after)
-        return Change(Effect.INSERT, after, self.seen(after), after["version"])
+        return self._change(Effect.INSERT, after)
 
-    def _patched(self, current: Row, payload: str) -> dict[str, Any]:
+    def _change(self, effect: Effect, row: Row) -> Change:
+        return Change(effect, row, self.seen(row), row["version"] if self.resource.has_version else None)
+
+    def _secrets(self, work: Work, document: BaseModel, current: Row | None) -> dict[str, Any]:
+        """What the table keeps of write-only members: opened where they are given, else as it was."""
+        values: dict[str, Any] = {}
+        for column in self.resource.write_only:
+            if column in document.model_fields_set:
+                sealed = getattr(document, column)
+                values[column] = self._seal().open(sealed, self._purpose(column, work.resource_id))
+            elif current is not None:
+                values[column] = current[column]
+        return values
+
+    def _patched(self, current: Row, payload: str) -> BaseModel:
         schema = self.resource.update
-        present = schema.model_construct(**{name: current[name] for name in schema.model_fields})
+        names = [name for name in schema.model_fields if name not in self.resource.write_only]
+        present = schema.model_construct(set(names), **{name: current[name] for name in names})
         # A column's text where the schema has an enum writes the same JSON: no reason to warn.
-        document = orjson.loads(present.model_dump_json(by_alias=True, warnings=False))
+        document = orjson.loads(present.model_dump_json(by_alias=True, warnings=False, exclude_unset=True))
         merged = merge_patch.apply(document, orjson.loads(payload))
-        return _validated(schema, orjson.dumps(merged)).model_dump()
+        return _validated(schema, orjson.dumps(merged))
 
 
 def _validated(schema: type[BaseModel], body: bytes | str) -> BaseModel:

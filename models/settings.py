@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -14,11 +14,27 @@ from sqlalchemy.exc import ArgumentError
 from models.errors import ConfigurationError
 from models.quotas import parse_quotas
 
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
-
 MEMORY = "memory://"
 MEMORY_BROKER = "memory://localhost/"
 """Celery's broker where none is named. kombu warns at each connection unless a host is."""
+
+
+class Service(BaseModel):
+    """A third party that effects call.
+
+    Attributes:
+        url: What the calls' paths are appended to.
+        headers: Sent with every call; secret, as they may hold a key.
+        timeout_seconds: For one call as a whole.
+        at_once: Calls that one worker process has under way at a time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    url: str = Field(pattern=r"^https?://[!-~]+$", max_length=2048)
+    headers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], SecretStr] = {}
+    timeout_seconds: float = Field(10, gt=0, le=30)
+    at_once: int = Field(4, ge=1, le=16)
 
 
 class Settings(BaseSettings):
@@ -44,14 +60,13 @@ class Settings(BaseSettings):
     sealing_keys: SecretStr | None = Field(
         None, description="id:base64, comma-separated; the first seals secrets at rest"
     )
+    refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
+    refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
     rate_limits: str = Field(
         "on", description="on, off, or the contract's but for some: write=500/minute,login=off"
     )
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="comma-separated addresses and networks whose X-Forwarded-For is believed"
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="comma-separated origins whose pages may call the API; none by default"
     )
     max_open_jobs: int = Field(
         1_000_000, ge=0, description="jobs queued or retrying; beyond it new ones get 503; 0: no bound"
@@ -59,7 +74,17 @@ class Settings(BaseSettings):
     max_open_age: int = Field(
         3_600, ge=0, description="seconds that the oldest may be queued; beyond it the same; 0: no bound"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated origins whose browsers may read answers; empty: none"
+    )
+    streams_per_principal: int = Field(
+        2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
+    )
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
+    callback_endpoints_per_user: int = Field(20, ge=1, le=10_000, description="that one user may register")
+    services: Annotated[dict[str, Service], NoDecode] = Field(
+        default_factory=dict, description="JSON object: third party -> url, headers, timeout_seconds, at_once"
+    )
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"
     )
@@ -105,13 +130,13 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins")
     @classmethod
-    def _whole_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError("must be origins like https://app.example.com, each named; no path, no *")
+            if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", origin):
+                raise ValueError("each must look like https://app.example.com, without a path")
         return origins
 
-    @field_validator("amqp_principals", mode="before")
+    @field_validator("amqp_principals", "services", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value

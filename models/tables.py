@@ -3,6 +3,8 @@
 Tables live in PostgreSQL schema ``waybill``, found through the search path.
 """
 
+from datetime import UTC, datetime
+
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -51,6 +53,8 @@ _NOW = func.now()
 _ID = UUID(as_uuid=True)
 _TIME = DateTime(timezone=True)
 _IS_OPEN = text("state IN ('queued', 'retrying')")
+_IS_NOTABLE = text("state NOT IN ('queued', 'succeeded')")
+"""What lists of jobs look for and is rare. A job that simply succeeds never pays for these indexes."""
 
 users = Table(
     "users",
@@ -59,7 +63,16 @@ users = Table(
     Column("email", String(254), nullable=False, unique=True),
     Column("password_hash", Text, nullable=False),
     Column("role", String(16), nullable=False),
-    Column("is_disabled", Boolean, nullable=False, server_default=text("false")),
+    Column("is_disabled", Boolean, nullable=False, server_default=text("false"), default=False),
+    Column(
+        "tokens_valid_from",
+        _TIME,
+        nullable=False,
+        server_default=text("'1970-01-01 00:00:00+00'"),
+        default=datetime.fromtimestamp(0, UTC),
+        comment="tokens issued earlier are refused",
+    ),
+    Column("owner_id", _ID, comment="itself: what every resource has"),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
@@ -77,6 +90,7 @@ jobs = Table(
     Column("operation", String(16), nullable=False),
     Column("resource", String(63), nullable=False),
     Column("resource_id", _ID, nullable=False),
+    Column("parent_id", _ID, comment="where its resource has a parent"),
     Column("principal_id", _ID, nullable=False),
     Column("door", String(8), nullable=False),
     Column("priority", String(8), nullable=False),
@@ -98,8 +112,16 @@ jobs = Table(
     Column("reply_to", Text),
     Column("correlation_id", Text),
     Column("traceparent", Text),
+    Column("generation", Integer, nullable=False, server_default=text("1"), comment="grows with a redrive"),
+    Column("attempts", JSONB, comment="attempts that failed, with reason and time"),
+    Column("crash_log", JSONB, comment="attempts recorded beforehand: worker, time and, where known, signal"),
+    Column("announced_at", ARRAY(_TIME), comment="the sweep's latest announcements"),
+    Column("discarded_at", _TIME, comment="when an operator put a dead job away for good"),
     CheckConstraint(_one_of("state", JobState), name="state"),
     Index("idx_jobs_principal_id", "principal_id", "id"),
+    Index("idx_jobs_instance", "resource", "resource_id", "id"),
+    Index("idx_jobs_notable", "state", "id", postgresql_where=_IS_NOTABLE),
+    Index("idx_jobs_own_notable", "principal_id", "state", "id", postgresql_where=_IS_NOTABLE),
     Index("idx_jobs_open_lane", "lane", "position", postgresql_where=_IS_OPEN),
     Index(
         "idx_jobs_announce_at", "priority", "announce_at", postgresql_where=text("announce_at IS NOT NULL")
@@ -110,6 +132,8 @@ jobs = Table(
         "expires_at",
         postgresql_where=text("expires_at IS NOT NULL AND announce_at IS NOT NULL"),
     ),
+    Index("idx_jobs_dead", "finished_at", "id", postgresql_where=text("state = 'dead'")),
+    Index("idx_jobs_dead_lane", "lane", "position", postgresql_where=text("state = 'dead'")),
 )
 
 job_events = Table(
@@ -155,6 +179,9 @@ callback_endpoints = Table(
     Column("previous_secret_until", _TIME),
     Column("disabled", Boolean, nullable=False, server_default=text("false")),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("failing_since", _TIME, comment="first failure after the last success"),
+    Column("disabled_at", _TIME),
+    Column("disabled_reason", Text),
 )
 
 deliveries = Table(
@@ -175,11 +202,54 @@ deliveries = Table(
     Column("error", Text),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
-    CheckConstraint(_one_of("kind", ("callback", "reply", "events")), name="kind"),
+    Column("target", Text, comment="effect, or routing key of a notice"),
+    Column("renewed_at", _TIME, comment="when it was last sent again on request"),
+    CheckConstraint(_one_of("kind", ("callback", "reply", "events", "notice", "effect")), name="kind"),
     CheckConstraint(_one_of("state", ("pending", "retrying", "delivered", "failed")), name="state"),
     Index("idx_deliveries_announce_at", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     Index("idx_deliveries_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
-    Index("idx_deliveries_endpoint_id", "endpoint_id", postgresql_where=text("endpoint_id IS NOT NULL")),
+    Index(
+        "idx_deliveries_endpoint_page",
+        "endpoint_id",
+        "id",
+        postgresql_where=text("endpoint_id IS NOT NULL"),
+    ),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("at", _TIME, nullable=False, server_default=_NOW),
+    Column("actor_id", _ID, comment="null for the command line"),
+    Column("actor", Text, nullable=False, comment="email, or the system user of a command"),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False, comment="what it was done to, as it was named"),
+    Column("outcome", String(16), nullable=False),
+    Column("reason", Text),
+    Column("detail", JSONB),
+    Column("error", JSONB, comment="the problem that it was refused with"),
+    Column("request_id", String(128)),
+    CheckConstraint(_one_of("outcome", ("done", "foreseen", "refused")), name="outcome"),
+    Index("idx_audit_subject", "subject", "id"),
+)
+
+dead_messages = Table(
+    "dead_messages",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True, comment="one row, if collected twice"),
+    Column("collected_at", _TIME, nullable=False, server_default=_NOW),
+    Column("queue", Text, comment="where it died"),
+    Column("reason", Text, comment="the broker's word: rejected, delivery_limit, expired, maxlen"),
+    Column("task", Text, comment="null where it is no Celery message"),
+    Column("ids", ARRAY(_ID), nullable=False, comment="of the jobs or deliveries that it announced"),
+    Column("findings", JSONB, nullable=False, comment="how many of them the ledger held, by state"),
+    Column("headers", JSONB),
+    Column("content_type", Text),
+    Column("size", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False, comment="the first MiB of it"),
+    Index("idx_dead_messages_collected_at", "collected_at"),
 )
 
 breakers = Table(
@@ -189,4 +259,46 @@ breakers = Table(
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("opened_at", _TIME),
     Column("probe_at", _TIME, comment="set while open: when one real delivery may probe"),
+)
+
+refresh_families = Table(
+    "refresh_families",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("role", String(16), nullable=False, comment="at log-in; another one ends it"),
+    Column("current_digest", LargeBinary, nullable=False),
+    Column("previous_digest", LargeBinary),
+    Column("rotated_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+    Column("expires_at", _TIME, nullable=False, comment="whatever happens"),
+    Column("idle_at", _TIME, nullable=False, index=True, comment="unless used before; or revoked"),
+    Column("revoked_at", _TIME),
+)
+
+second_factors = Table(
+    "second_factors",
+    metadata,
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("secret", Text, nullable=False, comment="sealed"),
+    Column("last_step", BigInteger, nullable=False, server_default=text("0")),
+    Column("confirmed_at", _TIME),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
+)
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("user_id", _ID, ForeignKey("second_factors.user_id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+)
+
+login_attempts = Table(
+    "login_attempts",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True, comment="keyed: of an account or address"),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_at", _TIME, nullable=False, index=True),
+    Column("locked_until", _TIME),
+    Column("known_until", _TIME, comment="of an account at an address: good since a log-in there"),
 )

@@ -5,15 +5,16 @@ import os
 from typing import Any
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, signals
 from celery.app.task import Task
 
-from models.errors import DatabaseUnavailable
+from models.errors import Transient
 from models.job import Priority
 from models.settings import MEMORY_BROKER, Settings
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.runtime import Runtime
 from tasks.topology import CELERY_QUEUES
+from tasks.witness import witnessed
 
 _log = logging.getLogger("waybill.tasks")
 
@@ -27,7 +28,7 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(_configuration(settings))
     runtime = Runtime(settings, app)
 
-    @app.task(name=APPLY, bind=True, ignore_result=True)
+    @app.task(name=APPLY, bind=True, ignore_result=True, Request=witnessed(runtime.witness))
     def apply(task: Task[Any, Any], job_ids: list[str]) -> None:
         """Apply announced jobs."""
         delivery = task.request.delivery_info or {}
@@ -39,14 +40,20 @@ def make_app(settings: Settings) -> Celery:
         """Send announced deliveries."""
         _run(lambda: runtime.deliver(_uuids(delivery_ids)), len(delivery_ids))
 
+    def close(sender: Any = None, **_: Any) -> None:
+        if sender is None or getattr(sender, "app", None) is app:
+            runtime.close()
+
+    signals.worker_process_shutdown.connect(close, weak=False)  # each child of prefork
+    signals.worker_shutdown.connect(close, weak=False)  # the process of threads
     return app
 
 
 def _run(work: Any, ids: int) -> None:
-    """Run a task's work. While the database is away its message is let go: the sweep announces again."""
+    """Run a task's work. While the database is away or busy its message is let go: the sweep repeats it."""
     try:
         work()
-    except DatabaseUnavailable as error:
+    except Transient as error:
         _log.warning("announcement put off", extra={"ids": ids, "reason": str(error)})
 
 
@@ -74,6 +81,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_ignore_result": True,
         "task_store_errors_even_if_ignored": False,
         "task_acks_late": True,
+        "task_acks_on_failure": False,  # what a task cannot cope with goes to the dead letters
         "task_reject_on_worker_lost": True,
         "task_serializer": "json",
         "accept_content": ["json"],

@@ -5,24 +5,27 @@ is the service's, how it is stored the repository's. No Celery: ``app.py`` calls
 """
 
 import logging
+import os
 import random
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection
 
 from models import metrics
-from models.database import Database, sqlstate
-from models.errors import Conflict, Contention, DatabaseUnavailable, Invalid, Refusal, internal_problem
+from models.database import Database
+from models.errors import Conflict, Contention, DatabaseUnavailable, Refusal, internal_problem
 from models.identity.users import Users
 from models.job import JobState, Priority
-from models.ledger import Ledger, OpenJob, Outcome
+from models.ledger import SUSPECT_AFTER, Ledger, OpenJob, Outcome
 from models.registry import Registry
-from models.retry import Die, Fail, Retry, RetryPolicy
+from models.repository import as_refusal
+from models.retry import Die, Fail, Retry, RetryPolicy, reason_of
 from tasks.batch import Batch
 
 MAX_JOBS = 500
@@ -40,8 +43,11 @@ LANE_PATIENCE = timedelta(milliseconds=500)
 FILL_TO = 300
 """Lanes that one transaction takes while more wait: few jobs to a commit would cost many commits."""
 
-SUSPECT_AFTER = 6
-"""Announcements without an end that make a job suspect of killing its worker."""
+WITNESS_LOOKS, WITNESS_PAUSE_SECONDS = 10, 0.2
+"""How long a verdict waits for the one who saw the last worker die; there is none where all died at once."""
+
+PREDECESSOR_FAILED = "predecessorFailed"
+"""Member ``reason`` of the error of a job whose precondition a dead job ahead of it did not bring about."""
 
 MAX_CRASHES = 3
 """Attempts recorded beforehand that a suspect gets."""
@@ -70,7 +76,7 @@ class Applier:
         ledger: Locks lanes and writes outcomes.
         registry: Services and repositories by resource.
         users: Present roles, checked again in the applying transaction.
-        retry_policy: What to do about a job that fails alone.
+        retry_policy: What to do about a job that fails alone, where its resource has no policy of its own.
         sleep: Waits before a batch is tried again; injected for tests.
     """
 
@@ -217,7 +223,11 @@ class Applier:
     def _run(self, connection: Connection, jobs: Sequence[OpenJob]) -> list[Outcome]:
         now = self._ledger.clock(connection)
         principals = self._users.principals(connection, list({job.principal_id for job in jobs}))
-        outcomes = Batch(connection, self._registry, principals, now).run(jobs)
+        batch = Batch(connection, self._registry, principals, now)
+        outcomes = batch.run(jobs)
+        if batch.unprepared:
+            dead = self._ledger.dead_predecessors(connection, list(batch.unprepared))
+            outcomes = [_blamed(one, dead.get(one.job_id), batch.unprepared) for one in outcomes]
         for job in jobs:
             metrics.APPLY_SECONDS.observe((now - job.created_at).total_seconds())
         return outcomes
@@ -241,6 +251,8 @@ class Applier:
             head = self._head_of_lane(job_id)
             if head is None:
                 return
+            if is_suspect and _awaits_witness(head):
+                head = self._hear_witness(head)
             if is_suspect and not self._may_try(head, applied):
                 continue
             try:
@@ -271,6 +283,15 @@ class Applier:
         jobs = runnable(self._ledger.open_jobs(connection, taken or held, 1)) if taken or held else []
         return jobs[0] if jobs else None
 
+    def _hear_witness(self, head: OpenJob) -> OpenJob:
+        """Give Celery's main process a moment to record what killed the last worker, before the verdict."""
+        for _ in range(WITNESS_LOOKS):
+            self._sleep(WITNESS_PAUSE_SECONDS)
+            later = self._head_of_lane(head.id)
+            if later is None or later.id != head.id or not _awaits_witness(later):
+                return later or head
+        return head
+
     def _may_try(self, job: OpenJob, applied: Applied) -> bool:
         """Record, in a commit of its own, an attempt that may kill this worker; False ends the job dead."""
         with self._database.transaction() as connection:
@@ -278,12 +299,9 @@ class Applier:
             if present is None or present.id != job.id:
                 return False
             if job.crashes < MAX_CRASHES:
-                self._ledger.record_crash_attempt(connection, job.id)
+                self._ledger.record_crash_attempt(connection, job.id, worker_name(os.getpid()))
                 return True
-            problem = internal_problem(job.request_id) | {
-                "message": f"The job's worker died at each of {job.crashes} attempts"
-            }
-            outcome = Outcome(job_id=job.id, state=JobState.DEAD, attempt=job.attempt + 1, error=problem)
+            outcome = _killer(job)
             delivery_ids = self._ledger.finish(connection, [outcome])
         applied.outcomes.append(outcome)
         applied.delivery_ids += delivery_ids
@@ -293,7 +311,7 @@ class Applier:
         """Fail, postpone or bury a job that failed alone; whether its lane is free again."""
         reason = as_refusal(error)
         attempt = job.attempt + 1
-        decision = self._retry_policy.decide(reason, attempt)
+        decision = self._policy_of(job).decide(reason, attempt)
         is_ours = isinstance(reason, Refusal)
         problem = (
             reason.problem(job.request_id)
@@ -310,18 +328,27 @@ class Applier:
             if present is None or present.id != job.id:
                 return True
             match decision:
-                case Retry(delay):
-                    self._ledger.retry_later(connection, job, attempt=attempt, delay=delay, error=problem)
+                case Retry() as rest:
+                    delay = rest.delay(random.random())  # noqa: S311 - jitter
+                    self._ledger.retry_later(
+                        connection, job, attempt=attempt, delay=delay, error=problem, reason=reason_of(reason)
+                    )
                     return False
                 case Fail():
                     state = JobState.FAILED
                 case Die():
                     state = JobState.DEAD
-            outcome = Outcome(job_id=job.id, state=state, attempt=attempt, error=problem)
+            outcome = Outcome(
+                job_id=job.id, state=state, attempt=attempt, error=problem, reason=reason_of(reason)
+            )
             delivery_ids = self._ledger.finish(connection, [outcome])
         applied.outcomes.append(outcome)
         applied.delivery_ids += delivery_ids
         return True
+
+    def _policy_of(self, job: OpenJob) -> RetryPolicy:
+        own = self._registry[job.resource].type.retry if job.resource in self._registry else None
+        return own or self._retry_policy
 
 
 def runnable(jobs: Sequence[OpenJob]) -> list[OpenJob]:
@@ -338,14 +365,33 @@ def runnable(jobs: Sequence[OpenJob]) -> list[OpenJob]:
     return ready
 
 
-def as_refusal(error: Exception) -> Exception:
-    """A broken constraint or an impossible value is the caller's; anything else stays what it is."""
-    if isinstance(error, exc.DBAPIError):
-        state = sqlstate(error) or ""
-        if state in ("23505", "23P01"):
-            return Conflict("Another instance has the same value of a unique member")
-        if state == "23503":
-            return Conflict("It refers to, or is referred to by, an instance that forbids this")
-        if state in ("23514", "23502") or state.startswith("22"):
-            return Invalid("The database's rules forbid this value")
-    return error
+def worker_name(pid: int) -> str:
+    """Who applies, for the evidence against a job that kills its worker: the host and the process."""
+    return f"{socket.gethostname()}:{pid}"
+
+
+def _blamed(outcome: Outcome, predecessor: UUID | None, unprepared: Mapping[UUID, OpenJob]) -> Outcome:
+    """Where the job ahead ended dead, that is why this one's precondition does not hold: say so."""
+    job = unprepared.get(outcome.job_id)
+    if predecessor is None or job is None or outcome.state is not JobState.FAILED:
+        return outcome
+    refused = (outcome.error or {}).get("message", "It cannot be applied")
+    problem = Conflict(
+        f"{refused}; the job ahead of it in its lane ended dead",
+        extra={"reason": PREDECESSOR_FAILED, "predecessor": str(predecessor)},
+    ).problem(job.request_id)
+    return replace(outcome, error=problem)
+
+
+def _awaits_witness(job: OpenJob) -> bool:
+    """Whether a verdict is due and nobody has said yet what killed the last worker."""
+    return job.crashes >= MAX_CRASHES and not (job.crash_log or [{}])[-1].get("signal")
+
+
+def _killer(job: OpenJob) -> Outcome:
+    """The end of a job that did not let any of its workers live, with the evidence."""
+    signals = sorted({entry["signal"] for entry in job.crash_log or () if entry.get("signal")})
+    seen = f" ({', '.join(signals)})" if signals else ""
+    message = f"The job's worker died at each of {job.crashes} attempts{seen}"
+    problem = internal_problem(job.request_id) | {"message": message, "evidence": job.crash_log or []}
+    return Outcome(job_id=job.id, state=JobState.DEAD, attempt=job.attempt + 1, error=problem, reason=message)

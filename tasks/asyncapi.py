@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from models.deliveries.outbox import RESOLVED
 from models.errors import PROBLEM_MEDIA_TYPE, Refusal
 from models.job import FINAL, JobState, Operation, Priority
 from models.registry import Registry
@@ -113,7 +114,7 @@ def _request(resource: ResourceType, operation: Operation) -> dict[str, Any]:
             f"As plain JSON, or as a CloudEvent 1.0: structured (`{_CLOUD_EVENT}`), or binary with headers "
             "`cloudEvents_…`, `cloudEvents:…` or `ce-…`. At most 256 KiB, neither compressed nor encoded."
         ),
-        "headers": _request_headers(operation),
+        "headers": _request_headers(resource, operation),
         "correlationId": {"location": "$message.header#/correlation_id"},
         "contentType": "application/json",
         "bindings": {"amqp": {"contentEncoding": "utf-8", "bindingVersion": "0.3.0"}},
@@ -128,7 +129,7 @@ def _request(resource: ResourceType, operation: Operation) -> dict[str, Any]:
 _BODIES = {Operation.CREATE: "Create", Operation.REPLACE: "Update", Operation.PATCH: "Patch"}
 
 
-def _request_headers(operation: Operation) -> dict[str, Any]:
+def _request_headers(resource: ResourceType, operation: Operation) -> dict[str, Any]:
     """Properties (with ``_``) and headers (with ``-``), as AsyncAPI has them in one object."""
     needs_id = operation is not Operation.CREATE
     properties: dict[str, Any] = {
@@ -142,12 +143,18 @@ def _request_headers(operation: Operation) -> dict[str, Any]:
         "run-at": {**_TIME, "description": "Not before this time."},
         "traceparent": {**_TEXT, "description": "W3C trace context."},
     }
-    if needs_id:
+    required = ["message_id", *(["resource-id"] if needs_id else [])]
+    if resource.parent is not None:
+        properties["parent-id"] = {
+            **_UUID,
+            "description": f"Which of {resource.parent.resource} it is part of.",
+        }
+        required.append("parent-id")
+    if needs_id and resource.has_version:
         properties["if-match"] = {
             "type": ["integer", "string"],
             "description": "The version that it must have.",
         }
-    required = ["message_id", "resource-id"] if needs_id else ["message_id"]
     return {"type": "object", "required": required, "properties": properties}
 
 
@@ -167,7 +174,7 @@ def _outgoing_channels(resources: Iterable[str]) -> dict[str, Any]:
             "parameters": {
                 "resource": {"enum": list(resources)},
                 "operation": {"enum": [str(one) for one in Operation]},
-                "state": {"enum": [str(one) for one in JobState]},
+                "state": {"enum": [*(str(one) for one in JobState), RESOLVED]},
             },
             "messages": {"job.event": _reference("messages", "job.event")},
             "bindings": {"amqp": _routed(EVENTS, "topic")},
@@ -267,7 +274,8 @@ def _patch_of(update: Mapping[str, Any]) -> dict[str, Any]:
     properties = {}
     for member, schema in update.get("properties", {}).items():
         bare = {key: value for key, value in schema.items() if key != "default"}
-        takes_null = member in required or {"type": "null"} in bare.get("anyOf", ())
+        is_kept = member in required or bare.get("writeOnly") is True
+        takes_null = is_kept or {"type": "null"} in bare.get("anyOf", ())
         properties[member] = bare if takes_null else {"anyOf": [bare, {"type": "null"}]}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
@@ -294,6 +302,8 @@ def _job() -> dict[str, Any]:
         "version": {"type": "integer", "description": "The version that it made or read."},
         "result": {"type": "object", "description": "What a read found."},
         "error": {"$ref": _SCHEMAS + "Problem"},
+        "attempts": {"type": "array", "items": {"type": "object"}, "description": "Those that failed."},
+        "generation": {"type": "integer", "description": "Where it was redriven: 2 and more."},
     }
     return {"type": "object", "required": list(properties), "properties": properties | optional}
 
@@ -331,13 +341,18 @@ def _job_event() -> dict[str, Any]:
         "specversion": {"const": "1.0"},
         "id": _TEXT,
         "source": _TEXT,
-        "type": {**_TEXT, "enum": [f"job.{state}" for state in JobState]},
+        "type": {**_TEXT, "enum": [f"job.{word}" for word in (*JobState, RESOLVED)]},
         "subject": {**_UUID, "description": "The job's id."},
         "time": _TIME,
         "datacontenttype": {"const": "application/json"},
         "data": {"$ref": _SCHEMAS + "Job"},
     }
-    return {"type": "object", "required": list(properties), "properties": properties}
+    resolution = {**_TEXT, "enum": ["redriven", "discarded"], "description": "Of a dead letter."}
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": {**properties, "resolution": resolution},
+    }
 
 
 # ---- pieces ----------------------------------------------------------------------------

@@ -1,18 +1,19 @@
 """A batch at work: jobs of many lanes, folded and written as sets in one transaction. No locks, no commit."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, exc
 
-from models.errors import Conflict, Contention, Forbidden, Refusal
-from models.identity.principals import Principal
+from models.errors import Conflict, Contention, Forbidden, NotFound, PreconditionFailed, Refusal
+from models.identity.principals import Action, Principal
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
-from models.registry import Registry
+from models.registry import Registry, Resource
+from models.repository import as_refusal
 from models.service import Effect, Row, Work
 
 _Key = tuple[str, UUID]
@@ -47,6 +48,9 @@ class Batch:
         registry: Services and repositories by resource.
         principals: Who is allowed to act at this moment, by id.
         now: The database's time, read after the locks.
+
+    Attributes:
+        unprepared: Jobs that were refused for what they found, or did not find, in their lane.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Batch:
         self._now = now
         self._instances: dict[_Key, Row | None] = {}
         self._buried: dict[_Key, int] = {}
+        self.unprepared: dict[UUID, OpenJob] = {}
 
     def run(self, jobs: Sequence[OpenJob]) -> list[Outcome]:
         """Apply ``jobs``, which are in the order of their lanes; the outcome of every one."""
@@ -82,11 +87,14 @@ class Batch:
         """Load every instance that the jobs are about, and the last versions of deleted ones."""
         wanted: dict[str, dict[UUID, bool]] = {}
         for job in jobs:
+            if job.resource not in self._registry:  # no business outcome: another worker may know it
+                raise LookupError(f"this worker does not know the resource {job.resource}")
             ids = wanted.setdefault(job.resource, {})
             ids[job.resource_id] = ids.get(job.resource_id, False) or job.operation is Operation.CREATE
+            parent = self._registry[job.resource].parent
+            if parent is not None and job.parent_id is not None:
+                wanted.setdefault(parent.type.name, {}).setdefault(job.parent_id, False)
         for name, ids in wanted.items():
-            if name not in self._registry:  # no business outcome: another worker may know it
-                raise LookupError(f"this worker does not know the resource {name}")
             repository = self._registry[name].repository
             found = repository.load_many(self._connection, list(ids))
             self._instances |= {(name, one): found.get(one) for one in ids}
@@ -119,6 +127,8 @@ class Batch:
                 change = service.apply(self._work(job), run.after)
             except Refusal as refusal:
                 run.outcomes.append(_refused(job, refusal))
+                if _is_about_the_lane(job, refusal):
+                    self.unprepared[job.id] = job
                 continue
             run.after = change.row
             if change.effect is Effect.INSERT:
@@ -140,6 +150,8 @@ class Batch:
         principal = self._principals.get(job.principal_id)
         if principal is None:
             raise Forbidden("The user who asked for this is disabled or gone")
+        parent = self._registry[job.resource].parent
+        owner_id = self._owner_of_parent(parent, job, principal) if parent is not None else None
         return Work(
             operation=job.operation,
             resource_id=job.resource_id,
@@ -148,7 +160,23 @@ class Batch:
             principal=principal,
             now=self._now,
             buried_version=self._buried.get(_key_of(job), 0),
+            parent_id=job.parent_id,
+            owner_id=owner_id,
         )
+
+    def _owner_of_parent(self, parent: Resource, job: OpenJob, principal: Principal) -> UUID | None:
+        """Whose the parent is, and so its parts.
+
+        Raises:
+            NotFound: It is not there (any more), or not for this principal to see.
+        """
+        assert job.parent_id is not None  # noqa: S101 - intake took none without
+        row = self._instances[(parent.type.name, job.parent_id)]
+        if row is None:
+            raise NotFound(f"There is no {parent.type.singular} {job.parent_id}")
+        parent.service.authorize(principal, Action.READ, row)
+        owner_id: UUID | None = row["owner_id"]
+        return owner_id
 
     # ---- writing -----------------------------------------------------------------------
 
@@ -156,13 +184,39 @@ class Batch:
         """Write what the runs changed: one statement a resource and effect."""
         for name in dict.fromkeys(run.key[0] for run in runs if run.effect is not Effect.NONE):
             mine = [run for run in runs if run.key[0] == name]
-            self._insert(name, [run for run in mine if run.effect is Effect.INSERT])
-            self._update(name, [run for run in mine if run.effect is Effect.UPDATE])
-            self._delete(name, [run for run in mine if run.effect is Effect.DELETE])
+            for effect, write in (
+                (Effect.INSERT, self._insert),
+                (Effect.UPDATE, self._update),
+                (Effect.DELETE, self._delete),
+            ):
+                changed = [run for run in mine if run.effect is effect]
+                if changed:
+                    self._attempt(name, changed, write)
+
+    def _attempt(self, name: str, runs: Sequence[_Run], write: Callable[[str, Sequence[_Run]], None]) -> None:
+        """Write a set. Where a constraint may refuse a row of it, that one is refused and the others go in.
+
+        Without this a duplicate value would roll back everybody's batch until it stands alone.
+        """
+        if self._registry[name].type.folds:
+            write(name, runs)
+            return
+        try:
+            with self._connection.begin_nested():
+                write(name, runs)
+        except exc.DBAPIError as error:
+            refusal = as_refusal(error)
+            if not isinstance(refusal, Refusal):
+                raise
+            if len(runs) > 1:
+                middle = len(runs) // 2
+                self._attempt(name, runs[:middle], write)
+                self._attempt(name, runs[middle:], write)
+                return
+            [run] = runs  # of one job: this resource does not fold
+            run.outcomes[:] = [_refused(run.jobs[0], refusal)]
 
     def _insert(self, name: str, runs: Sequence[_Run]) -> None:
-        if not runs:
-            return
         repository = self._registry[name].repository
         inserted = repository.insert_many(self._connection, [_row(run) for run in runs])
         for run in runs:
@@ -180,16 +234,16 @@ class Batch:
         run.outcomes[place:] = [_refused(run.creator, refusal)]
 
     def _update(self, name: str, runs: Sequence[_Run]) -> None:
-        if not runs:
-            return
         rows = [(_row(run), run.before["version"]) for run in runs if run.before is not None]
         matched = self._registry[name].repository.update_many(self._connection, rows)
         self._accept_writes(runs, matched)
 
     def _delete(self, name: str, runs: Sequence[_Run]) -> None:
-        if not runs:
-            return
         versions = {run.key[1]: run.before["version"] for run in runs if run.before is not None}
+        for part in self._registry.children(name):
+            buried = part.repository.delete_parts(self._connection, list(versions))
+            self._instances |= {(part.type.name, one): None for one in buried}
+            self._buried |= {(part.type.name, one): version for one, version in buried.items()}
         matched = self._registry[name].repository.delete_many(self._connection, versions)
         self._accept_writes(runs, matched)
         self._buried |= {run.key: versions[run.key[1]] + 1 for run in runs}
@@ -207,6 +261,16 @@ def _key_of(job: OpenJob) -> _Key:
 def _row(run: _Run) -> Row:
     assert run.after is not None  # noqa: S101 - inserts and updates leave a row
     return run.after
+
+
+def _is_about_the_lane(job: OpenJob, refusal: Refusal) -> bool:
+    """Whether what earlier jobs of the lane did, or did not do, may be why: existence, version, status.
+
+    A version that has passed is somebody else's doing; one that was never made may be a predecessor's.
+    """
+    if isinstance(refusal, PreconditionFailed):
+        return job.if_match is not None and job.if_match > refusal.current_version
+    return isinstance(refusal, NotFound | Conflict)
 
 
 def _refused(job: OpenJob, refusal: Refusal) -> Outcome:

@@ -1,7 +1,8 @@
-"""Whether the queues exist and somebody consumes from them: what readiness asks of the broker."""
+"""What the broker says of our queues: whether they exist, how full they are, who consumes from them."""
 
 import threading
 import time
+from dataclasses import dataclass
 
 from celery import Celery
 
@@ -11,6 +12,19 @@ from tasks.publisher import Publisher
 
 FRESH_SECONDS = 1.0
 """For how long an answer is repeated without asking the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue at a moment.
+
+    Attributes:
+        messages: That wait in it; what workers hold already is not counted.
+        consumers: Workers that take from it.
+    """
+
+    messages: int
+    consumers: int
 
 
 class Presence:
@@ -25,6 +39,7 @@ class Presence:
         self._asking = threading.Lock()
         self._asked_at = float("-inf")
         self._missing: str | None = None
+        self._queues: dict[str, tuple[float, QueueState | None]] = {}
 
     def missing(self) -> str | None:
         """What is missing, in a few words; None where every queue has a consumer. Blocks: not for a loop."""
@@ -42,6 +57,18 @@ class Presence:
         except BrokerUnavailable:
             return "the broker does not answer"
         return None
+
+    def queue(self, name: str) -> QueueState | None:
+        """How a queue stands; None where the broker does not answer. Blocks: not for a loop."""
+        with self._asking:
+            asked_at, state = self._queues.get(name, (float("-inf"), None))
+            if time.monotonic() - asked_at > FRESH_SECONDS:
+                try:
+                    state = QueueState(self._publisher.depth(name), self._publisher.consumers(name))
+                except BrokerUnavailable:
+                    state = None
+                self._queues[name] = (time.monotonic(), state)
+            return state
 
     def close(self) -> None:
         """Let the connection go."""

@@ -1,9 +1,9 @@
 """What a worker process is made of: the container's pieces that tasks need, made after the fork."""
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from uuid import UUID
@@ -11,19 +11,27 @@ from uuid import UUID
 from celery import Celery
 
 from models.container import Container
-from models.deliveries.outbox import Outbox
+from models.deliveries.outbox import DeliveryKind, Outbox
 from models.settings import Settings
 from tasks.announcer import Announcer
-from tasks.applier import Applier
+from tasks.applier import Applier, worker_name
+from tasks.courier import CallbackCourier
 from tasks.deliverer import Deliverer
+from tasks.effect_courier import EffectCourier
 from tasks.names import JOB_QUEUES
 from tasks.publisher import Publisher
+from tasks.sending import Sending
+from tasks.service_client import ServiceClient
 from tasks.webhook import WebhookSender, trust
 
+_log = logging.getLogger("waybill.tasks")
 _PRIORITIES = {queue: priority for priority, queue in JOB_QUEUES.items()}
 
-RECEIVERS_AT_ONCE = 16
-"""Callback hosts that one process serves side by side."""
+POOL_SIZE = 12
+"""Database connections of one process: threads that send hold one only before and after."""
+
+CLOSE_SECONDS = 8
+"""How long sends under way may take once the process is to stop; others are given back at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class _Pieces:
     container: Container
     applier: Applier
     announcer: Announcer
+    sending: Sending
     deliverers: threading.local
 
 
@@ -57,13 +66,33 @@ class Runtime:
         applied = pieces.applier.apply(job_ids, are_suspect=are_suspect, fill_with=_PRIORITIES.get(queue))
         pieces.announcer.deliveries(applied.delivery_ids)
 
+    def witness(self, job_ids: Sequence[str], pid: int, cause: str) -> None:
+        """Tell the ledger what killed the child ``pid``. In Celery's main process; never raises."""
+        _log.error("worker lost", extra={"worker": worker_name(pid), "cause": cause, "jobs": len(job_ids)})
+        try:
+            container = self._pieces().container
+            with container.database.transaction() as connection:
+                container.ledger.witness_crash(
+                    connection, [UUID(one) for one in job_ids], worker_name(pid), cause
+                )
+        except Exception:
+            _log.exception("what killed a worker could not be recorded")
+
     def deliver(self, delivery_ids: Sequence[UUID]) -> None:
         """Send deliveries."""
         pieces = self._pieces()
         deliverer = getattr(pieces.deliverers, "one", None)
         if deliverer is None:
-            deliverer = pieces.deliverers.one = self._deliverer(pieces.container)
+            deliverer = pieces.deliverers.one = Deliverer(
+                pieces.container.database, Outbox(), pieces.sending, Publisher(self._app)
+            )
         deliverer.deliver(delivery_ids)
+
+    def close(self) -> None:
+        """Stop sending: what this process has not begun is given back. Nothing where it never began."""
+        mine = self._by_process.pop(os.getpid(), None)
+        if mine is not None:
+            mine.sending.close(CLOSE_SECONDS)
 
     def _pieces(self) -> _Pieces:
         mine = self._by_process.get(os.getpid())
@@ -74,15 +103,32 @@ class Runtime:
         return mine
 
     def _make(self) -> _Pieces:
-        container = Container(self._settings, role="worker", pool_size=RECEIVERS_AT_ONCE + 4)
+        container = Container(self._settings, role="worker", pool_size=POOL_SIZE)
         applier = Applier(
             container.database, container.ledger, container.registry, container.users, container.retry_policy
         )
-        return _Pieces(container, applier, Announcer(self._app), threading.local())
+        sending = make_sending(container, self._settings)
+        return _Pieces(container, applier, Announcer(self._app), sending, threading.local())
 
-    def _deliverer(self, container: Container) -> Deliverer:
-        sender = WebhookSender(
-            version=version("waybill"), tls=trust(), allow_private=self._settings.callback_allow_private
-        )
-        executor = ThreadPoolExecutor(RECEIVERS_AT_ONCE, thread_name_prefix="callback")
-        return Deliverer(container.database, Outbox(), sender, Publisher(self._app), executor)
+
+def make_sending(container: Container, settings: Settings) -> Sending:
+    """What sends over HTTP in this process: callbacks, and effects on the services of the settings."""
+    outbox = Outbox()
+    sender = WebhookSender(
+        version=version("waybill"), tls=trust(), allow_private=settings.callback_allow_private
+    )
+    user_agent = f"Waybill/{version('waybill')}"
+    clients = {
+        name: ServiceClient(name, service, user_agent=user_agent)
+        for name, service in settings.services.items()
+    }
+    return Sending(
+        container.database,
+        outbox,
+        {
+            DeliveryKind.CALLBACK: CallbackCourier(
+                sender, container.endpoint_secrets, container.endpoints, outbox
+            ),
+            DeliveryKind.EFFECT: EffectCourier(container.registry.effects(), clients, outbox),
+        },
+    )

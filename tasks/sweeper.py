@@ -84,8 +84,9 @@ class Sweeper:
             BrokerUnavailable: What was claimed is announced again later.
         """
         with self._database.transaction() as connection:
-            self._ledger.expire(connection, CHUNK)
+            ends = self._ledger.expire(connection, CHUNK)
             self._ledger.wake_scheduled(connection, PLATE * CHUNK)
+        self._announce(DELIVER, DELIVERIES_QUEUE, ends)
         announced = 0
         for priority in Priority:
             queue = JOB_QUEUES[priority]

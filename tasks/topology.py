@@ -1,8 +1,9 @@
 """Exchanges and queues on the broker, declared by whoever comes first. Names are in ``names.py``.
 
 Celery's queues carry wake-up calls that the sweep repeats, so a delivery limit and plain (at most
-once) dead-lettering do. The intake queue carries what is not in the ledger yet: it has no delivery
-limit, and what expires in it is handed on at least once, to be refused with a reason.
+once) dead-lettering do; what dies there is collected (``consumers.dead_messages``). The intake queue
+carries what is not in the ledger yet: it has no delivery limit, and what expires in it is handed on
+at least once, to be refused with a reason.
 """
 
 import logging
@@ -61,7 +62,7 @@ EXPIRED_QUEUE = _quorum_queue(EXPIRED_INTAKE, _exchange(EXPIRED_INTAKE, "fanout"
 DEAD_INTAKE_QUEUE = _quorum_queue(DEAD_INTAKE, _exchange(DEAD_INTAKE, "fanout"))
 DEAD_MESSAGES_QUEUE = _quorum_queue(DEAD_MESSAGES, _exchange(DEAD_MESSAGES, "fanout"))
 
-_TARGETS_FIRST = (DEAD_MESSAGES_QUEUE, *CELERY_QUEUES, DEAD_INTAKE_QUEUE, EXPIRED_QUEUE)
+_TARGETS_FIRST = (*CELERY_QUEUES, DEAD_INTAKE_QUEUE, EXPIRED_QUEUE)
 
 
 def declare(connection: Connection) -> None:
@@ -74,9 +75,11 @@ def declare(connection: Connection) -> None:
             not be made; one line that says which and what to do.
     """
     _declare(connection, EVENTS_EXCHANGE)
+    limit = unlimited(getattr(connection.connection, "server_properties", None) or {})
+    _declare_unlimited(connection, DEAD_MESSAGES_QUEUE, limit)
     for queue in _TARGETS_FIRST:
         _declare(connection, queue)
-    _declare_intake(connection)
+    _declare_unlimited(connection, INTAKE_QUEUE, limit)
 
 
 def unlimited(server: Mapping[str, Any]) -> dict[str, int]:
@@ -90,19 +93,19 @@ def unlimited(server: Mapping[str, Any]) -> dict[str, int]:
     return {"x-delivery-limit": -1} if is_limiting else {}
 
 
-def _declare_intake(connection: Connection) -> None:
-    limit = unlimited(getattr(connection.connection, "server_properties", None) or {})
-    arguments = {**(INTAKE_QUEUE.queue_arguments or {}), **limit}
+def _declare_unlimited(connection: Connection, queue: Queue, limit: Mapping[str, int]) -> None:
+    """Declare a queue whose messages stand nowhere else yet: the broker must not give them up."""
+    arguments = {**(queue.queue_arguments or {}), **limit}
     try:
-        _declare(connection, Queue(INTAKE, INTAKE_QUEUE.exchange, "#", queue_arguments=arguments))
+        _declare(connection, Queue(queue.name, queue.exchange, queue.routing_key, queue_arguments=arguments))
     except ConfigurationError:
         if not limit:
             raise
-        _declare(connection, INTAKE_QUEUE)
+        _declare(connection, queue)
         _log.warning(
             "queue made before RabbitMQ 4 keeps the broker's delivery limit: delete it when it is empty, "
             "it is then made anew without one",
-            extra={"queue": INTAKE},
+            extra={"queue": queue.name},
         )
 
 

@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer
 from deploy.redis_server import RedisServer
 from tests.kit import servers
+
+# Machines are shared and noisy: how long an example takes says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api_shim.description.dead_letters import letter_schemas
 from api_shim.description.docs_page import page
 from api_shim.description.words import RESPONSE_HEADERS
 from api_shim.web.http import Request, Response, json_response
@@ -46,6 +47,13 @@ _PROBLEM = {
         "requestId": {"type": ["string", "null"]},
         "retryAfter": {"type": "integer"},
         "currentVersion": {"type": "integer", "description": "with 412"},
+        "reason": {"type": "string", "description": "`predecessorFailed`: the job ahead of it ended dead"},
+        "predecessor": {**_UUID, "description": "that job"},
+        "evidence": {
+            "type": "array",
+            "description": "of a job that killed its workers: worker, time, and signal where it was seen",
+            "items": {"type": "object"},
+        },
     },
 }
 _JOB = {
@@ -70,6 +78,21 @@ _JOB = {
         "version": {"type": "integer", "description": "The version of the instance that this job made."},
         "result": {"type": "object", "description": "The instance as this job left it."},
         "error": {"$ref": _COMPONENTS + "Problem"},
+        "attempts": {
+            "type": "array",
+            "description": "Attempts that failed for a passing or unknown reason, where there were any.",
+            "items": {
+                "type": "object",
+                "required": ["generation", "attempt", "at", "reason"],
+                "properties": {
+                    "generation": {"type": "integer"},
+                    "attempt": {"type": "integer"},
+                    "at": _TIME,
+                    "reason": {"type": "string"},
+                },
+            },
+        },
+        "generation": {"type": "integer", "minimum": 2, "description": "Where it was redriven."},
         "resultUrl": {"type": "string"},
         "requestId": {"type": "string"},
         "sequence": {"type": "integer", "description": "Number of its last change; its ETag."},
@@ -84,14 +107,7 @@ _BULK_ANSWER = {
             "items": {
                 "anyOf": [
                     {"$ref": _COMPONENTS + "Job"},
-                    {
-                        "type": "object",
-                        "required": ["index", "error"],
-                        "properties": {
-                            "index": {"type": "integer", "description": "place of the refused operation"},
-                            "error": {"$ref": _COMPONENTS + "Problem"},
-                        },
-                    },
+                    {"$ref": _COMPONENTS + "RefusedInPlace"},
                 ]
             },
         }
@@ -209,6 +225,16 @@ def describe(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
             "description": (
                 "Every write becomes a job: taken in durably and in milliseconds, applied exactly once. "
                 "Ask for it with `Prefer: wait=N` and the outcome is the answer, as from a synchronous API."
+                "\n\nThe transitions of many jobs come over a WebSocket at `/api/v1/stream`. The first "
+                'message, within 5 s, is `{"token": "<access token>"}`; then `{"subscribe": [job ids]}` '
+                'begins with the present state of each, and `{"subscribe": "mine", "after": sequence}` '
+                "with all that happened to your jobs after it (without `after`: from now on). "
+                "Subscriptions add up. "
+                'Frames are `{"sequence", "job"}` in the order of `sequence`; the highest one seen is the '
+                "`after` to come back with. What is wrong is answered by a Problem. Close codes: 1003 not "
+                "text, 1008 too many mistakes, 1009 over 64 KiB, 1012 restarting: come back, 1013 over "
+                "capacity, 4400 malformed first message, 4401 no valid token (any more), 4408 no token in "
+                "time, 4429 too many streams of one user."
             ),
         },
         "servers": [{"url": "/"}],
@@ -235,7 +261,7 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["security"] = []
     if route.body:
         content = {media: {"schema": _reference(one)} for media, one in route.body.items()}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not route.body_is_optional, "content": content}
     return operation
 
 
@@ -309,6 +335,7 @@ def _schemas(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
                 _add(schemas, answer.schema.__name__, answer.schema, "serialization")
     schemas["JobPage"] = _page_of("Job")
     schemas["BulkAnswer"] = _BULK_ANSWER
+    schemas |= letter_schemas(_COMPONENTS)
     for resource in registry:
         name = resource.type.name
         _add(schemas, f"{name}.Create", resource.type.create, "validation")
@@ -338,7 +365,8 @@ def _patch_of(update: Mapping[str, Any]) -> dict[str, Any]:
     properties = {}
     for member, schema in update.get("properties", {}).items():
         bare = {key: value for key, value in schema.items() if key != "default"}
-        takes_null = member in required or {"type": "null"} in bare.get("anyOf", ())
+        is_kept = member in required or bare.get("writeOnly") is True
+        takes_null = is_kept or {"type": "null"} in bare.get("anyOf", ())
         properties[member] = bare if takes_null else {"anyOf": [bare, {"type": "null"}]}
     patch = {key: value for key, value in update.items() if key not in ("required", "properties", "title")}
     return {

@@ -28,6 +28,12 @@ IF_NONE_MATCH = header(
     "The ETag that you have seen. 304 while it is still the current one.",
     {"type": "string", "examples": ['"3"']},
 )
+LAST_EVENT_ID = header(
+    "Last-Event-ID",
+    "The `id` of the last event that you have seen: what came after it is sent. Without it the stream "
+    "begins with the present state.",
+    {"type": "string", "pattern": "^[0-9]{1,18}$", "examples": ["17"]},
+)
 PREFER = header(
     "Prefer",
     "`wait=N`: wait up to N seconds (0 to 30) for the outcome. `respond-async`: do not wait (the default).",
@@ -50,30 +56,41 @@ COMMON_WRITE_HEADERS = (
     ),
     header("traceparent", "W3C Trace Context; ignored where malformed.", {"type": "string"}),
 )
-WRITE_HEADERS = {
-    operation: COMMON_WRITE_HEADERS if operation is Operation.CREATE else (IF_MATCH, *COMMON_WRITE_HEADERS)
-    for operation in Operation
-}
 BULK_HEADERS = COMMON_WRITE_HEADERS
-WRITE_ERRORS = {
-    Operation.CREATE: (409, 410, 413, 415, 422),
-    Operation.REPLACE: (404, 409, 410, 412, 413, 415, 422),
-    Operation.PATCH: (404, 409, 410, 412, 413, 415, 422),
-    Operation.DELETE: (404, 409, 410, 412, 413, 415, 422),
-}
+
+
+def write_headers(operation: Operation, *, has_version: bool) -> tuple[Parameter, ...]:
+    """The headers of a write; without versions none can be demanded."""
+    if operation is Operation.CREATE or not has_version:
+        return COMMON_WRITE_HEADERS
+    return (IF_MATCH, *COMMON_WRITE_HEADERS)
+
+
+def write_errors(operation: Operation, *, has_parent: bool) -> tuple[int, ...]:
+    """The statuses that a write may be refused with, now or by its outcome."""
+    if operation is Operation.CREATE:
+        return (*((404,) if has_parent else ()), 409, 410, 413, 415, 422)
+    return (404, 409, 410, 412, 413, 415, 422)
+
+
+def operation_id(verb: str, name: str) -> str:
+    """How OpenAPI names an operation."""
+    return f"{verb}_{name}".replace("-", "_").replace(" ", "_")
+
 
 _ACCEPTED = Answer("Accepted: the job", "Job", ("Location", "Retry-After", "Idempotent-Replayed"))
 _ON_OUTCOME = ("Preference-Applied", "Idempotent-Replayed")
 
 
-def write_answers(operation: Operation, schema: str) -> dict[int, Answer]:
+def write_answers(operation: Operation, schema: str, *, has_version: bool) -> dict[int, Answer]:
     """The good answers to a write."""
+    tag = ("ETag",) if has_version else ()
     if operation is Operation.CREATE:
-        done = {201: Answer("Applied within `Prefer: wait`", schema, ("Location", "ETag", *_ON_OUTCOME))}
+        done = {201: Answer("Applied within `Prefer: wait`", schema, ("Location", *tag, *_ON_OUTCOME))}
     elif operation is Operation.DELETE:
         done = {204: Answer("Applied within `Prefer: wait`", None, _ON_OUTCOME)}
     else:
-        done = {200: Answer("Applied within `Prefer: wait`", schema, ("ETag", *_ON_OUTCOME))}
+        done = {200: Answer("Applied within `Prefer: wait`", schema, (*tag, *_ON_OUTCOME))}
     return {202: _ACCEPTED, **done}
 
 
@@ -94,6 +111,11 @@ JOB_RESOURCE = query("resource", "Only jobs on this resource.", {"type": "string
 JOB_RESOURCE_ID = query("resourceId", "Only jobs on this instance.", _UUID)
 JOB_CREATED_AFTER = query("createdAfter", "Only jobs accepted later than this time.", _TIME)
 JOB_CREATED_BEFORE = query("createdBefore", "Only jobs accepted earlier than this time.", _TIME)
+DELIVERY_STATE = query(
+    "state",
+    "Only deliveries in this state.",
+    {"type": "string", "enum": ["pending", "retrying", "delivered", "failed"]},
+)
 
 RESPONSE_HEADERS: dict[str, str] = {
     "Location": "Where the job, or what was made, is found.",

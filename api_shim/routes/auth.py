@@ -1,6 +1,7 @@
-"""POST /auth/login and the published keys. Passwords are checked in threads of their own."""
+"""Routes about having a token: log in, refresh, log out, second factor, published keys. No rules."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -10,13 +11,13 @@ from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models import strict_json
 from models.database import Database
-from models.errors import Unauthorized
 from models.identity.principals import Principal
+from models.identity.second_factors import RECOVERY_CODES, Enrolment, SecondFactors
+from models.identity.sign_in import Session, SignIn
 from models.identity.tokens import Tokens
-from models.identity.users import Users, password_matches
 from models.schema import Schema, refusal
 
-_MAX_LOGIN_BYTES = 8 * 1024
+_MAX_BODY_BYTES = 8 * 1024
 
 
 class Login(Schema):
@@ -24,76 +25,191 @@ class Login(Schema):
 
     email: str = Field(min_length=3, max_length=254, examples=["ada@example.com"])
     password: str = Field(min_length=1, max_length=1024)
-    otp: str | None = Field(None, max_length=64, description="for users with a second factor")
+    otp: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="code or recovery code, for users with a second factor",
+    )
+
+
+class Refresh(Schema):
+    """Body of POST /auth/refresh and /auth/logout."""
+
+    refresh_token: str = Field(min_length=1, max_length=256)
+
+
+class Confirmation(Schema):
+    """Body of POST /auth/mfa/confirm."""
+
+    otp: str = Field(min_length=1, max_length=64, examples=["123456"])
 
 
 class LoggedIn(Schema):
-    """Answer of POST /auth/login."""
+    """Answer of POST /auth/login and /auth/refresh."""
 
     access_token: str
+    refresh_token: str = Field(description="good once, for POST /auth/refresh, which gives the next one")
     token_type: str = Field(examples=["Bearer"])
-    expires_in: int = Field(description="seconds")
+    expires_in: int = Field(description="seconds that the access token is good for")
+
+
+class Enrolled(Schema):
+    """Answer of POST /auth/mfa/enroll."""
+
+    secret: str = Field(description="base32, for an authenticator")
+    otpauth_uri: str = Field(description="the same, for a QR code")
+    recovery_codes: list[str] = Field(
+        min_length=RECOVERY_CODES,
+        max_length=RECOVERY_CODES,
+        description="shown once; each stands in for one code, once",
+    )
+
+
+_Body = TypeVar("_Body", bound=Schema)
 
 
 class Auth:
-    """The routes that need no token, because they are about having one.
+    """The routes about having a token.
 
     Args:
-        database: Where users are kept.
-        users: Finds them.
-        tokens: Issues tokens.
-        threads: Where passwords are checked: Argon2 takes a core for about 150 ms.
+        database: Where second factors are kept.
+        sign_in: Begins, renews and ends sessions.
+        second_factors: Keeps second factors.
+        tokens: Knows the published keys.
+        logins: Threads where passwords are checked: Argon2 takes a core for about 150 ms.
+        threads: Threads for all that is quick.
     """
 
-    def __init__(self, database: Database, users: Users, tokens: Tokens, threads: Threads) -> None:
+    def __init__(
+        self,
+        database: Database,
+        sign_in: SignIn,
+        second_factors: SecondFactors,
+        tokens: Tokens,
+        *,
+        logins: Threads,
+        threads: Threads,
+    ) -> None:
         self._database = database
-        self._users = users
+        self._sign_in = sign_in
+        self._second_factors = second_factors
         self._tokens = tokens
+        self._logins = logins
         self._threads = threads
 
     async def login(self, request: Request) -> Response:
-        """A token for an email and its password; one answer, and one timing, for all that is wrong."""
-        request.check_media_type(JSON)
-        body = await request.body(_MAX_LOGIN_BYTES)
-        strict_json.parse(body)
-        try:
-            login = Login.model_validate_json(body, strict=True, by_alias=True, by_name=False)
-        except ValidationError as error:
-            raise refusal(error) from None
-        principal = await self._threads.call(self._check, login)
+        """Tokens for an email and its password; one answer, and one timing, for all that is wrong."""
+        login = await _body(request, Login)
+        given = (login.email, login.password, login.otp, request.address)
+        return _logged_in(await self._logins.call(self._sign_in.log_in, *given))
+
+    async def refresh(self, request: Request) -> Response:
+        """The next tokens of a session."""
+        given = await _body(request, Refresh)
+        return _logged_in(await self._threads.call(self._sign_in.refresh, given.refresh_token))
+
+    async def logout(self, request: Request) -> Response:
+        """The end of a session; also of one that has ended."""
+        given = await _body(request, Refresh)
+        await self._threads.call(self._sign_in.log_out, given.refresh_token)
+        return Response(204, headers=(NO_STORE,))
+
+    async def enroll(self, request: Request) -> Response:
+        """A second factor, to be confirmed."""
+        enrolled = await self._threads.call(self._enrol, request.principal)
         document = {
-            "accessToken": self._tokens.issue(principal),
-            "tokenType": "Bearer",
-            "expiresIn": int(self._tokens.lifetime.total_seconds()),
+            "secret": enrolled.secret,
+            "otpauthUri": enrolled.otpauth_uri,
+            "recoveryCodes": enrolled.recovery_codes,
         }
         return json_response(200, document, (NO_STORE,))
 
-    def _check(self, login: Login) -> Principal:
-        with self._database.snapshot() as connection:
-            user = self._users.by_email(connection, login.email)
-        if not password_matches(login.password, user) or user is None:
-            raise Unauthorized("The email or the password is wrong")
-        return user.principal
+    async def confirm(self, request: Request) -> Response:
+        """From now on logging in takes a code."""
+        given = await _body(request, Confirmation)
+        await self._threads.call(self._confirm, request.principal, given.otp)
+        return Response(204, headers=(NO_STORE,))
 
     async def published_keys(self, request: Request) -> Response:
         """The public keys that access tokens are signed with (RFC 7517)."""
         cacheable = (b"cache-control", b"public, max-age=300")
         return json_response(200, self._tokens.public_jwk_set(), (cacheable,))
 
+    def _enrol(self, principal: Principal) -> Enrolment:
+        with self._database.transaction() as connection:
+            return self._second_factors.enrol(connection, principal)
+
+    def _confirm(self, principal: Principal, otp: str) -> None:
+        with self._database.transaction() as connection:
+            self._second_factors.confirm(connection, principal.id, otp)
+
     def routes(self) -> Iterator[Route]:
-        """Log-in and keys."""
+        """Log-in, sessions, second factor and keys."""
+        logged_in = {200: Answer("Logged in", LoggedIn, ("Cache-Control",))}
         yield Route(
             method="POST",
             path="/auth/login",
             handle=self.login,
             operation_id="login",
             limit=Limit.LOGIN,
-            summary="Log in: an access token for an email and its password",
+            summary="Log in: tokens for an email and its password",
             tag="auth",
             is_public=True,
             body={"application/json": Login},
-            answers={200: Answer("Logged in", LoggedIn, ("Cache-Control",))},
-            errors=(401, 413, 415),
+            answers=logged_in,
+            errors=(401, 413, 415, 429),
+        )
+        yield Route(
+            method="POST",
+            path="/auth/refresh",
+            handle=self.refresh,
+            operation_id="refresh",
+            limit=Limit.LOGIN,
+            summary="Go on with a session: new tokens for a refresh token, which is thereby used up",
+            tag="auth",
+            is_public=True,
+            body={"application/json": Refresh},
+            answers=logged_in,
+            errors=(401, 413, 415, 429),
+        )
+        yield Route(
+            method="POST",
+            path="/auth/logout",
+            handle=self.logout,
+            operation_id="logout",
+            limit=Limit.LOGIN,
+            summary="Log out: end the session of a refresh token",
+            tag="auth",
+            is_public=True,
+            body={"application/json": Refresh},
+            answers={204: Answer("Logged out, or was already", None, ("Cache-Control",))},
+            errors=(413, 415, 429),
+        )
+        yield Route(
+            method="POST",
+            path="/auth/mfa/enroll",
+            handle=self.enroll,
+            operation_id="enroll_mfa",
+            limit=Limit.LOGIN,
+            summary="Prepare a second factor: a secret and recovery codes, shown once",
+            tag="auth",
+            permission="own",
+            answers={200: Answer("To be confirmed", Enrolled, ("Cache-Control",))},
+            errors=(409, 429),
+        )
+        yield Route(
+            method="POST",
+            path="/auth/mfa/confirm",
+            handle=self.confirm,
+            operation_id="confirm_mfa",
+            limit=Limit.LOGIN,
+            summary="Turn the second factor on, by a code of it",
+            tag="auth",
+            permission="own",
+            body={"application/json": Confirmation},
+            answers={204: Answer("Logging in takes a code from now on", None, ("Cache-Control",))},
+            errors=(404, 409, 413, 415, 429),
         )
         yield Route(
             method="GET",
@@ -105,3 +221,30 @@ class Auth:
             is_public=True,
             answers={200: Answer("A JWK set", "JwkSet", ("Cache-Control",))},
         )
+
+
+async def _body(request: Request, schema: type[_Body]) -> _Body:
+    """The request's body.
+
+    Raises:
+        Invalid: It does not fit.
+        UnsupportedMediaType: It is not JSON.
+        PayloadTooLarge: It is over 8 KiB.
+    """
+    request.check_media_type(JSON)
+    body = await request.body(_MAX_BODY_BYTES)
+    strict_json.parse(body)
+    try:
+        return schema.model_validate_json(body, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def _logged_in(session: Session) -> Response:
+    document = {
+        "accessToken": session.access_token,
+        "refreshToken": session.refresh_token,
+        "tokenType": "Bearer",
+        "expiresIn": session.expires_in,
+    }
+    return json_response(200, document, (NO_STORE,))

@@ -8,24 +8,27 @@ from uuid import UUID
 from pydantic import Field, JsonValue, ValidationError
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.waiters import Waiters
 from api_shim.description.words import BULK_HEADERS
 from api_shim.routes import outcomes
-from api_shim.routes.submissions import Wants, check_role, digest_of, make_submission, read_wants
+from api_shim.routes.submissions import Wants, digest_of, make_submission, read_wants
 from api_shim.routes.writes import fresh_jobs
-from api_shim.waiters import Waiters
 from api_shim.web import request_headers
 from api_shim.web.http import JSON, Header, Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models import strict_json
-from models.errors import Invalid, NotFound, Refusal
+from models.errors import Detail, Invalid, NotFound, Refusal
 from models.ids import parse_id
 from models.intake import Intake, Receipt
 from models.job import Operation, Submission, to_json
 from models.registry import Registry
 from models.schema import Schema, refusal
+from models.target import aim
 
 MAX_OPERATIONS = 1000
+MAX_SECRETS = 20
+"""Writes on resources with secrets: a password takes as long to hash as a thousand rows to store."""
 MAX_BULK_BYTES = 8 * 1024 * 1024
 _WRITES = (Operation.CREATE, Operation.REPLACE, Operation.PATCH, Operation.DELETE)
 _LONGEST_KEY = 240
@@ -38,6 +41,9 @@ class BulkOperation(Schema):
     operation: Operation = Field(description="create, replace, patch or delete", examples=["create"])
     resource: str = Field(min_length=1, max_length=63, examples=["entities"])
     id: str | None = Field(None, description="of the instance; optional at create", examples=[None])
+    parent_id: str | None = Field(
+        None, description="of its parent, where the resource has one", examples=[None]
+    )
     if_match: int | None = Field(None, ge=0, lt=2**63, description="the version that must be the present one")
     idempotency_key: str | None = Field(None, min_length=1, max_length=255, pattern="^[ -~]+$")
     data: dict[str, JsonValue] | None = Field(None, examples=[{"name": "Ada's order"}])
@@ -108,9 +114,20 @@ class Bulk:
     def _take_in(self, request: Request, body: bytes, wants: Wants) -> list[Receipt | Refusal]:
         answers: list[Receipt | Refusal | None] = []
         submissions: list[Submission] = []
+        secrets = 0
         for place, item in enumerate(_operations(body)):
             try:
-                submissions.append(self._submission(request, place, item, wants))
+                submission = self._submission(request, place, item, wants)
+                service = self._registry[submission.resource].service
+                if service.has_secrets and submission.payload is not None:
+                    secrets += 1
+                    if secrets > MAX_SECRETS:
+                        raise Invalid(
+                            f"A bulk takes at most {MAX_SECRETS} writes with secrets: send the rest later"
+                        )
+                    payload = service.secured(submission.payload, submission.resource_id)
+                    submission = replace(submission, payload=payload)
+                submissions.append(submission)
                 answers.append(None)
             except Refusal as refused:
                 answers.append(refused)
@@ -135,18 +152,24 @@ class Bulk:
         if given.resource not in self._registry:
             raise NotFound("There is no such resource")
         resource = self._registry[given.resource]
-        check_role(resource, given.operation, request.principal)
-        if given.if_match is not None and given.operation is Operation.CREATE:
-            raise Invalid("ifMatch does not go with a create: there is no version to match yet")
+        resource.service.check_role(request.principal, given.operation.action)
         data = b"" if given.data is None else to_json(item["data"])
         admitted = resource.service.admit(given.operation, data)
+        target = aim(
+            resource.type,
+            given.operation,
+            admitted,
+            named_id=_uuid("id", given.id),
+            parent_id=_uuid("parentId", given.parent_id),
+            if_match=given.if_match,
+        )
         own = replace(wants, if_match=given.if_match)
         key = given.idempotency_key or (wants.idempotency_key and f"{wants.idempotency_key}#{place}")
         if key is not None:
             asked = to_json([own.priority, own.run_at, own.expires_at, own.callback_endpoint_id])
             fingerprint = digest_of(self._fingerprint_key, b"bulk", text, asked)
             own = replace(own, idempotency_key=request_headers.idempotency_key(key), fingerprint=fingerprint)
-        return make_submission(request, resource, given.operation, _instance_id(given), admitted, own)
+        return make_submission(request, resource, given.operation, target, admitted, own)
 
     def routes(self) -> Iterator[Route]:
         """The route."""
@@ -187,17 +210,13 @@ def _operations(body: bytes) -> Sequence[Any]:
     return operations
 
 
-def _instance_id(given: BulkOperation) -> UUID | None:
-    """The instance that an operation is about; None: a new one, whose id nobody has chosen.
+def _uuid(member: str, given: str | None) -> UUID | None:
+    """An id as it was given.
 
     Raises:
-        Invalid: It needs one and has none, or has one that is no UUID.
+        Invalid: It is no UUID.
     """
-    if given.id is None:
-        if given.operation is Operation.CREATE:
-            return None
-        raise Invalid(f"A {given.operation} needs the id of its instance")
-    found = parse_id(given.id)
-    if found is None:
-        raise Invalid("The id is not a UUID")
+    found = parse_id(given) if given is not None else None
+    if given is not None and found is None:
+        raise Invalid(f"The {member} is not a UUID", details=[Detail(member, "must be a UUID")])
     return found

@@ -1,19 +1,22 @@
-"""Callback endpoints: register, list, remove. What is sent to them, and how, is the worker's."""
+"""Callback endpoints: register, list, rotate, remove. What is sent to them, and how, is the worker's."""
 
 from collections.abc import Iterator
 from uuid import UUID
 
 from pydantic import Field, ValidationError, field_validator
 
+from api_shim.description import words
 from api_shim.routes.outcomes import BASE, NO_STORE
+from api_shim.web import query
 from api_shim.web.http import JSON, Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models import strict_json
+from models.cursor import Cursors
 from models.database import Database
 from models.deliveries.address_guard import check_url
 from models.deliveries.endpoint_secrets import new_secret
-from models.deliveries.endpoints import CallbackEndpoint, CallbackEndpoints, EventType
+from models.deliveries.endpoints import NO_ENDPOINT, CallbackEndpoint, CallbackEndpoints, EventType
 from models.errors import NotFound
 from models.ids import parse_id
 from models.schema import Schema, UtcTime, refusal
@@ -45,11 +48,13 @@ class EndpointRead(Schema):
     description: str | None
     events: list[EventType]
     disabled: bool
+    disabled_at: UtcTime | None
+    disabled_reason: str | None
     created_at: UtcTime
 
 
-class EndpointCreated(EndpointRead):
-    """A registered endpoint with its secret, shown this once."""
+class EndpointWithSecret(EndpointRead):
+    """An endpoint with its new secret, shown this once."""
 
     secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
 
@@ -68,15 +73,23 @@ class CallbackEndpointRoutes:
         database: Where they are kept.
         endpoints: Keeps them.
         threads: Where the database is asked.
+        cursors: Sign the places in the list.
         allow_private: Development: http and private addresses may be registered.
     """
 
     def __init__(
-        self, database: Database, endpoints: CallbackEndpoints, threads: Threads, *, allow_private: bool
+        self,
+        database: Database,
+        endpoints: CallbackEndpoints,
+        threads: Threads,
+        cursors: Cursors,
+        *,
+        allow_private: bool,
     ) -> None:
         self._database = database
         self._endpoints = endpoints
         self._threads = threads
+        self._cursors = cursors
         self._allow_private = allow_private
 
     async def register(self, request: Request) -> Response:
@@ -95,17 +108,30 @@ class CallbackEndpointRoutes:
         return json_response(201, {**made.document(), "secret": secret}, (location, NO_STORE))
 
     async def page(self, request: Request) -> Response:
-        """The caller's endpoints, oldest first."""
-        items = await self._threads.call(self._of_owner, request.principal.id)
+        """One page of the caller's endpoints, oldest first."""
+        question = ["callback-endpoints", str(request.principal.id)]
+        after = None
+        if "cursor" in request.query:
+            after = UUID(self._cursors.read(question, request.query["cursor"], length=1)[0])
+        limit = query.limit(request.query)
+        items = await self._threads.call(self._read_page, request.principal.id, after, limit + 1)
+        next_cursor = None
+        if len(items) > limit:
+            items.pop()
+            next_cursor = self._cursors.write(question, [str(items[-1].id)])
         documents = [item.document() for item in items]
-        return json_response(200, {"items": documents, "nextCursor": None}, (NO_STORE,))
+        return json_response(200, {"items": documents, "nextCursor": next_cursor}, (NO_STORE,))
+
+    async def rotate(self, request: Request) -> Response:
+        """A new secret, told in this answer and never again; for a day the old one signs beside it."""
+        identifier = endpoint_id(request)
+        secret = new_secret()
+        rotated = await self._threads.call(self._rotate, request.principal.id, identifier, secret)
+        return json_response(200, {**rotated.document(), "secret": secret}, (NO_STORE,))
 
     async def remove(self, request: Request) -> Response:
         """Forget an endpoint: nothing more is sent to it."""
-        identifier = parse_id(request.parameters["id"])
-        if identifier is None:
-            raise NotFound("There is no such callback endpoint")
-        await self._threads.call(self._remove, request.principal.id, identifier)
+        await self._threads.call(self._remove, request.principal.id, endpoint_id(request))
         return Response(204)
 
     # ---- in a thread ---------------------------------------------------------------------
@@ -121,16 +147,20 @@ class CallbackEndpointRoutes:
                 secret=secret,
             )
 
-    def _of_owner(self, owner_id: UUID) -> list[CallbackEndpoint]:
+    def _read_page(self, owner_id: UUID, after: UUID | None, limit: int) -> list[CallbackEndpoint]:
         with self._database.snapshot() as connection:
-            return self._endpoints.of_owner(connection, owner_id)
+            return self._endpoints.page(connection, owner_id, after=after, limit=limit)
+
+    def _rotate(self, owner_id: UUID, identifier: UUID, secret: str) -> CallbackEndpoint:
+        with self._database.transaction() as connection:
+            return self._endpoints.rotate(connection, owner_id, identifier, secret)
 
     def _remove(self, owner_id: UUID, identifier: UUID) -> None:
         with self._database.transaction() as connection:
             self._endpoints.remove(connection, owner_id, identifier)
 
     def routes(self) -> Iterator[Route]:
-        """Register, list, remove."""
+        """Register, list, rotate, remove."""
         yield Route(
             method="POST",
             path=_PATH,
@@ -141,8 +171,8 @@ class CallbackEndpointRoutes:
             permission="own",
             limit=Limit.CONTROL,
             body={"application/json": NewEndpoint},
-            answers={201: Answer("Registered", EndpointCreated, ("Location", "Cache-Control"))},
-            errors=(413, 415),
+            answers={201: Answer("Registered", EndpointWithSecret, ("Location", "Cache-Control"))},
+            errors=(409, 413, 415),
         )
         yield Route(
             method="GET",
@@ -153,7 +183,20 @@ class CallbackEndpointRoutes:
             tag="callbacks",
             permission="own",
             limit=Limit.CONTROL,
-            answers={200: Answer("All of them", EndpointPage, ("Cache-Control",))},
+            parameters=(words.LIMIT, words.CURSOR),
+            answers={200: Answer("One page", EndpointPage, ("Cache-Control",))},
+        )
+        yield Route(
+            method="POST",
+            path=_PATH + "/{id}/rotate",
+            handle=self.rotate,
+            operation_id="rotate_callback_secret",
+            summary="Get a new secret; the old one signs beside it for 24 hours",
+            tag="callbacks",
+            permission="own",
+            limit=Limit.CONTROL,
+            answers={200: Answer("Rotated", EndpointWithSecret, ("Cache-Control",))},
+            errors=(404,),
         )
         yield Route(
             method="DELETE",
@@ -167,3 +210,15 @@ class CallbackEndpointRoutes:
             answers={204: Answer("Removed")},
             errors=(404,),
         )
+
+
+def endpoint_id(request: Request) -> UUID:
+    """The endpoint in the path.
+
+    Raises:
+        NotFound: It is no id that an endpoint could have.
+    """
+    found = parse_id(request.parameters["id"])
+    if found is None:
+        raise NotFound(NO_ENDPOINT)
+    return found

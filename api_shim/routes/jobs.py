@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
 from api_shim.announcing import JobAnnouncer
+from api_shim.changes.waiters import Waiters
 from api_shim.description import words
 from api_shim.routes import outcomes
 from api_shim.routes.outcomes import BASE, NO_STORE
-from api_shim.waiters import Waiters
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
@@ -20,7 +21,9 @@ from models.errors import Gone, NotFound
 from models.identity.principals import Principal
 from models.ids import created_at, parse_id
 from models.job import Job, JobState
-from models.ledger import JobQuery, Ledger
+from models.job_query import JobQuery
+from models.ledger import Ledger
+from models.registry import Registry
 
 RETENTION = timedelta(days=30)
 """How long a final job is kept at least; one older than this and not found is gone, not unknown."""
@@ -39,6 +42,7 @@ class Jobs:
         waiters: Wait for a change where the caller likes to.
         cursors: Sign the places in a list.
         announcer: Told of deliveries that cancelling made.
+        registry: Tells where the instances are that jobs made.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Jobs:
         waiters: Waiters,
         cursors: Cursors,
         announcer: JobAnnouncer,
+        registry: Registry,
     ) -> None:
         self._database = database
         self._ledger = ledger
@@ -58,10 +63,11 @@ class Jobs:
         self._waiters = waiters
         self._cursors = cursors
         self._announcer = announcer
+        self._registry = registry
 
     async def get(self, request: Request) -> Response:
         """Poll, or long-poll: with ``Prefer: wait`` and ``If-None-Match`` until the job has changed."""
-        job = await self._own(request)
+        job = await own_job(self._polls, request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         seen = request.listed_header(b"if-none-match")
         is_known = request_headers.matches_any(seen, job.sequence)
@@ -75,19 +81,19 @@ class Jobs:
 
     async def result(self, request: Request) -> Response:
         """The outcome as a synchronous API would have said it; 202 until there is one."""
-        job = await self._own(request)
+        job = await own_job(self._polls, request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         headers = [NO_STORE]
         if wait is not None:
             job = await self._waiters.wait(job, wait)
             headers.append((b"preference-applied", b"wait=%d" % wait))
         if job.is_done:
-            return outcomes.outcome(job, request.id, headers)
+            return outcomes.outcome(job, outcomes.place_of(job, self._registry), request.id, headers)
         return outcomes.accepted(job, headers)
 
     async def cancel(self, request: Request) -> Response:
         """Withdraw a job that is not final: 200, or 409 where it is."""
-        job = await self._own(request)
+        job = await own_job(self._polls, request)
         cancelled, deliveries = await self._threads.call(self._cancel, job.id)
         self._announcer.deliveries(deliveries)
         return outcomes.polled(cancelled)
@@ -133,26 +139,6 @@ class Jobs:
     def _read_page(self, wanted: JobQuery) -> list[Job]:
         with self._database.snapshot() as connection:
             return self._ledger.page(connection, wanted)
-
-    async def _own(self, request: Request) -> Job:
-        """The job in the path, which must be the caller's (an admin's: anybody's).
-
-        Raises:
-            NotFound: It was never accepted, or is somebody else's.
-            Gone: It is past retention.
-        """
-        identifier = parse_id(request.parameters["id"])
-        if identifier is None:
-            raise NotFound(_NO_JOB)
-        job = await self._polls.call(identifier)
-        if job is None:
-            born = created_at(identifier)
-            if born is not None and born < datetime.now(UTC) - RETENTION:
-                raise Gone("The job is past its retention")
-            raise NotFound(_NO_JOB)
-        if not may_see(job, request.principal):
-            raise NotFound(_NO_JOB)
-        return job
 
     def routes(self) -> Iterator[Route]:
         """The job routes."""
@@ -225,7 +211,33 @@ _NO_JOB = "There is no such job"
 _STATES = tuple(str(state) for state in JobState)
 
 
-def may_see(job: Job, principal: Principal) -> bool:
+async def own_job(polls: Batcher[UUID, Job | None], request: Request) -> Job:
+    """The job in the path, which must be the caller's (an admin's: anybody's).
+
+    Raises:
+        NotFound: It was never accepted, or is somebody else's.
+        Gone: It is past retention.
+    """
+    identifier = parse_id(request.parameters["id"])
+    if identifier is None:
+        raise NotFound(_NO_JOB)
+    job = await polls.call(identifier)
+    if job is None:
+        born = created_at(identifier)
+        if born is not None and born < datetime.now(UTC) - RETENTION:
+            raise Gone("The job is past its retention")
+        raise NotFound(_NO_JOB)
+    if not may_see(job, request.principal):
+        raise NotFound(_NO_JOB)
+    return job
+
+
+class _Owned(Protocol):
+    @property
+    def principal_id(self) -> UUID: ...
+
+
+def may_see(job: _Owned, principal: Principal) -> bool:
     """Whether the job is the caller's to see: the one who handed it in, and every admin."""
     return job.principal_id == principal.id or principal.is_admin
 

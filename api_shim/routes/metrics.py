@@ -1,7 +1,7 @@
 """GET /metrics, in Prometheus's text format. What is measured stands in ``models/metrics.py``."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -12,7 +12,9 @@ from api_shim.routes.outcomes import NO_STORE
 from api_shim.web.http import Request, Response
 from api_shim.web.router import Answer, Route
 from api_shim.web.threads import Threads
+from models.breaker import BreakerBoard
 from models.database import Database
+from models.deliveries.outbox import DeliveryKind, Outbox
 from models.errors import Transient
 from models.job import JobState, Priority
 from models.ledger import Ledger
@@ -66,17 +68,81 @@ class BacklogCollector(Collector):
         return self._known
 
 
+class OutboxCollector(Collector):
+    """What waits in the outbox, and breakers that are not closed. Silent while the database is away."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        self._database = database
+        self._outbox = outbox
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The three gauges."""
+        try:
+            with self._database.snapshot() as connection:
+                waiting = self._outbox.waiting(connection)
+                breakers = BreakerBoard(connection).states()
+        except Transient:
+            return
+        count = GaugeMetricFamily(
+            "waybill_deliveries_waiting", "Deliveries not settled yet", labels=["kind", "state"]
+        )
+        ages = dict.fromkeys(DeliveryKind, 0.0)
+        for kind, state, number, age in waiting:
+            count.add_metric([kind, state], number)
+            ages[kind] = max(ages[kind], age)
+        yield count
+        oldest = GaugeMetricFamily(
+            "waybill_oldest_delivery_seconds", "Age of the oldest delivery not settled yet", labels=["kind"]
+        )
+        for kind, age in ages.items():
+            oldest.add_metric([kind], age)
+        yield oldest
+        yield GaugeMetricFamily(
+            "waybill_breakers_open",
+            "Receivers and third parties whose breaker is not closed",
+            value=sum(state.probe_at is not None for state in breakers.values()),
+        )
+
+
+class EdgeCollector(Collector):
+    """How busy this process is just now.
+
+    Args:
+        database: Its pool.
+        active_principals: How many users have sent a request lately.
+    """
+
+    def __init__(self, database: Database, active_principals: Callable[[], int]) -> None:
+        self._database = database
+        self._active_principals = active_principals
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges of the process that is scraped."""
+        in_use, size = self._database.pool_use
+        pool = GaugeMetricFamily(
+            "waybill_database_connections", "Connections of this process's pool", labels=["kind"]
+        )
+        pool.add_metric(["in_use"], in_use)
+        pool.add_metric(["size"], size)
+        yield pool
+        yield GaugeMetricFamily(
+            "waybill_active_principals",
+            "Users who have sent this process a request in the last minute",
+            value=self._active_principals(),
+        )
+
+
 class Metrics:
     """The metrics route.
 
     Args:
-        backlog: Gauges read from the ledger.
+        collectors: Gauges that are read when they are asked for.
         threads: Where they are read.
         is_multiprocess: Whether the processes of the platform share their counters by files.
     """
 
-    def __init__(self, backlog: BacklogCollector, threads: Threads, *, is_multiprocess: bool) -> None:
-        self._backlog = backlog
+    def __init__(self, collectors: Sequence[Collector], threads: Threads, *, is_multiprocess: bool) -> None:
+        self._collectors = tuple(collectors)
         self._threads = threads
         self._is_multiprocess = is_multiprocess
 
@@ -87,7 +153,8 @@ class Metrics:
 
     def _exposition(self) -> bytes:
         gauges = CollectorRegistry()
-        gauges.register(self._backlog)
+        for collector in self._collectors:
+            gauges.register(collector)
         counters = REGISTRY
         if self._is_multiprocess:
             counters = CollectorRegistry()

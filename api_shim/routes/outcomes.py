@@ -7,6 +7,7 @@ from math import ceil
 from api_shim.web.http import Header, Response, json_response, problem_response
 from models.errors import Conflict, Gone, internal_problem
 from models.job import Job, JobState, Operation
+from models.registry import Registry
 
 BASE = "/api/v1"
 MAX_RETRY_AFTER_SECONDS = 3600
@@ -20,10 +21,10 @@ def accepted(job: Job, headers: Sequence[Header] = ()) -> Response:
     return answer
 
 
-def outcome(job: Job, request_id: str, headers: Sequence[Header] = ()) -> Response:
-    """What a synchronous API would have said, of a job that is final."""
+def outcome(job: Job, place: str, request_id: str, headers: Sequence[Header] = ()) -> Response:
+    """What a synchronous API would have said, of a job that is final; ``place`` is its instance's."""
     if job.state is JobState.SUCCEEDED:
-        return _success(job, headers)
+        return _success(job, place, headers)
     if job.error is not None:
         problem = {**job.error, "requestId": request_id}
         return problem_response(problem, headers)
@@ -36,7 +37,7 @@ def outcome(job: Job, request_id: str, headers: Sequence[Header] = ()) -> Respon
     return problem_response(internal_problem(request_id), headers)
 
 
-def _success(job: Job, headers: Sequence[Header]) -> Response:
+def _success(job: Job, place: str, headers: Sequence[Header]) -> Response:
     if job.operation is Operation.DELETE or job.result is None:
         return Response(204, b"", headers)
     answer = json_response(200, job.result.encode(), headers)
@@ -44,8 +45,16 @@ def _success(job: Job, headers: Sequence[Header]) -> Response:
         answer.headers.append((b"etag", b'"%d"' % job.version))
     if job.operation is Operation.CREATE:
         answer.status = 201
-        answer.headers.append((b"location", f"{BASE}/{job.resource}/{job.resource_id}".encode()))
+        answer.headers.append((b"location", place.encode()))
     return answer
+
+
+def place_of(job: Job, registry: Registry) -> str:
+    """The path of the instance that a job is about."""
+    path = registry[job.resource].instance_path if job.resource in registry else f"{job.resource}/{{id}}"
+    if job.parent_id is not None:
+        path = path.replace("{id}", str(job.parent_id)).replace("{partId}", "{id}")
+    return f"{BASE}/{path}".replace("{id}", str(job.resource_id))
 
 
 def polled(job: Job) -> Response:

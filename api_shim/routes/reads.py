@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from api_shim.changes.waiters import Waiters
 from api_shim.description import words
 from api_shim.routes import outcomes
-from api_shim.routes.submissions import check_role, instance_id
-from api_shim.waiters import Waiters
+from api_shim.routes.submissions import instance_id, parent_id
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
@@ -20,9 +21,8 @@ from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
 from models.errors import Conflict, NotFound
-from models.identity.principals import Action, Principal, Reach, reach_of
-from models.ids import lane_key
-from models.job import Operation, to_json
+from models.identity.principals import Action, Principal, Reach, permission_needed, reach_of
+from models.job import to_json
 from models.ledger import Ledger
 from models.registry import Registry, Resource
 from models.repository import PageQuery
@@ -31,7 +31,16 @@ from models.service import Row
 Instance = tuple[str, UUID]
 """Resource name and id."""
 
-_SORTS = {"createdAt": "created_at", "name": "name"}
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an instance is: what the path of a read names."""
+
+    resource: Resource
+    id: UUID
+    parent_id: UUID | None
+
+
 _LONGEST_SEARCH = 255
 
 
@@ -71,30 +80,33 @@ class Reads:
     async def get(self, resource: Resource, request: Request) -> Response:
         """The instance, or 304 where the caller has it already."""
         principal = request.principal
-        check_role(resource, Operation.READ, principal)
-        identifier = instance_id(request, resource)
+        resource.service.check_role(principal, Action.READ)
+        place = Place(resource, instance_id(request, resource), parent_id(request, resource))
         minimum = query.whole_number(request.query, "minVersion", 1, 2**53)
         if minimum is None:
-            row = await self._visible(resource, identifier, principal)
+            row = await self._visible(place, principal)
         else:
             wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
-            row = await self._at_least(resource, identifier, principal, minimum, wait or 0)
+            row = await self._at_least(place, principal, minimum, wait or 0)
         if row is None:
-            raise NotFound(f"There is no {resource.type.singular} {identifier}")
+            raise NotFound(f"There is no {resource.type.singular} {place.id}")
+        if not resource.type.has_version:
+            return json_response(200, resource.service.seen(row), (_PRIVATE,))
         tag = (b"etag", b'"%d"' % row["version"])
         if request_headers.matches_any(request.listed_header(b"if-none-match"), row["version"]):
             return Response(304, b"", (tag, _PRIVATE))
         return json_response(200, resource.service.seen(row), (tag, _PRIVATE))
 
-    async def _visible(self, resource: Resource, identifier: UUID, principal: Principal) -> Row | None:
-        row = await self._loads.call((resource.type.name, identifier))
-        if row is not None:
-            resource.service.authorize(principal, Action.READ, row)
+    async def _visible(self, place: Place, principal: Principal) -> Row | None:
+        row = await self._loads.call((place.resource.type.name, place.id))
+        if row is None or not place.resource.service.belongs(row, place.parent_id):
+            return None
+        if place.resource.parent is not None:  # the parent's owner is the part's
+            place.resource.parent.service.authorize(principal, Action.READ, row)
+        place.resource.service.authorize(principal, Action.READ, row)
         return row
 
-    async def _at_least(
-        self, resource: Resource, identifier: UUID, principal: Principal, minimum: int, wait: int
-    ) -> Row | None:
+    async def _at_least(self, place: Place, principal: Principal, minimum: int, wait: int) -> Row | None:
         """The instance at ``minimum`` or later, waited for as long as the caller likes.
 
         Raises:
@@ -103,8 +115,8 @@ class Reads:
         deadline = time.monotonic() + wait
         while True:
             # The lane first, the instance second: what is applied in between is then seen.
-            is_to_come = await self._threads.call(self._is_to_come, resource, identifier, principal)
-            row = await self._visible(resource, identifier, principal)
+            is_to_come = await self._threads.call(self._is_to_come, place, principal)
+            row = await self._visible(place, principal)
             if row is not None and row["version"] >= minimum:
                 return row
             if row is None and not is_to_come:
@@ -112,13 +124,13 @@ class Reads:
             left = deadline - time.monotonic()
             if left <= 0 or self._waiters.is_closed:
                 present = "not applied yet" if row is None else f"at version {row['version']}"
-                raise Conflict(f"The {resource.type.singular} is {present}", retry_after=1)
+                raise Conflict(f"The {place.resource.type.singular} is {present}", retry_after=1)
             await self._waiters.next_change(left)
 
-    def _is_to_come(self, resource: Resource, identifier: UUID, principal: Principal) -> bool:
+    def _is_to_come(self, place: Place, principal: Principal) -> bool:
         """Whether a job is open on the instance; only the caller's own where foreign ones are hidden."""
-        sees_all = reach_of(resource.type.permissions, principal.role, Action.READ) is Reach.ALL
-        lane = lane_key(resource.type.name, identifier)
+        sees_all = _sees_all(place.resource, principal)
+        lane = place.resource.type.lane(place.id, place.parent_id)
         with self._database.snapshot() as connection:
             return bool(
                 self._ledger.lanes_in_use(connection, [lane], principal_id=None if sees_all else principal.id)
@@ -129,8 +141,12 @@ class Reads:
     async def page(self, resource: Resource, request: Request) -> Response:
         """One page: what the caller may see, by a keyset that holds while others write."""
         principal = request.principal
-        check_role(resource, Operation.READ, principal)
+        resource.service.check_role(principal, Action.READ)
         page = self._page_query(resource, request, principal)
+        if resource.parent is not None and page.parent_id is not None:
+            parent = await self._visible(Place(resource.parent, page.parent_id, None), principal)
+            if parent is None:
+                raise NotFound(f"There is no {resource.parent.type.singular} {page.parent_id}")
         rows = await self._threads.call(self._read_page, resource, page)
         next_cursor = None
         if len(rows) > page.limit - 1:
@@ -150,20 +166,20 @@ class Reads:
         """What the query asks for, one item more than the page so that a next one is known of."""
         given = request.query
         sort = query.choice(given, "sort", _sorts(resource)) or "createdAt"
-        column = _SORTS[sort.removeprefix("-")]
-        sees_all = reach_of(resource.type.permissions, principal.role, Action.READ) is Reach.ALL
+        column = resource.type.sorts.get(sort.removeprefix("-"), "created_at")
         after: tuple[Any, UUID] | None = None
         if "cursor" in given:
             value, identifier = self._cursors.read(
                 _question(resource, request, principal), given["cursor"], length=2
             )
-            after = (datetime.fromisoformat(value) if column == "created_at" else value, UUID(identifier))
+            after = (_value(resource, column, value), UUID(identifier))
         return PageQuery(
             limit=query.limit(given) + 1,
             sort=column,
             descending=sort.startswith("-"),
             after=after,
-            owner_id=None if sees_all else principal.id,
+            owner_id=None if _sees_all(resource, principal) else principal.id,
+            parent_id=parent_id(request, resource),
             status=query.choice(given, "status", _statuses(resource)),
             search=query.words(given, "q", _LONGEST_SEARCH),
         )
@@ -172,39 +188,50 @@ class Reads:
         """The read routes of every resource."""
         for resource in self._registry:
             name, singular = resource.type.name, resource.type.singular
-            path = f"{outcomes.BASE}/{name}"
+            has_version, has_parent = resource.type.has_version, resource.parent is not None
+            permission = f"{name}:{permission_needed(resource.type.permissions, Action.READ)}"
             yield Route(
                 method="GET",
-                path=path,
+                path=f"{outcomes.BASE}/{resource.path}",
                 handle=partial(self.page, resource),
-                operation_id=f"list_{name}".replace("-", "_"),
+                operation_id=words.operation_id("list", name),
                 summary=f"List {name}",
                 tag=name,
-                permission=f"{name}:read",
+                permission=permission,
                 limit=Limit.LIST,
                 parameters=_list_parameters(resource),
                 answers={200: Answer("One page", f"{name}.Page", ("Cache-Control",))},
+                errors=(404,) if has_parent else (),
             )
             yield Route(
                 method="GET",
-                path=path + "/{id}",
+                path=f"{outcomes.BASE}/{resource.instance_path}",
                 handle=partial(self.get, resource),
-                operation_id=f"get_{singular}".replace("-", "_"),
+                operation_id=words.operation_id("get", singular),
                 summary=f"Read one of {name}",
                 tag=name,
-                permission=f"{name}:read",
+                permission=permission,
                 limit=Limit.READ,
-                parameters=(
-                    words.MIN_VERSION,
-                    words.IF_NONE_MATCH,
-                    words.PREFER,
-                ),
-                answers={
-                    200: Answer("The instance", f"{name}.Read", ("ETag", "Cache-Control")),
-                    304: Answer("You have it already", None, ("ETag",)),
-                },
-                errors=(404, 409),
+                parameters=_READ_VERSION if has_version else (),
+                answers=_answers(name, has_version=has_version),
+                errors=(404, 409) if has_version else (404,),
             )
+
+
+_READ_VERSION = (words.MIN_VERSION, words.IF_NONE_MATCH, words.PREFER)
+
+
+def _answers(name: str, *, has_version: bool) -> dict[int, Answer]:
+    if not has_version:
+        return {200: Answer("The instance", f"{name}.Read", ("Cache-Control",))}
+    return {
+        200: Answer("The instance", f"{name}.Read", ("ETag", "Cache-Control")),
+        304: Answer("You have it already", None, ("ETag",)),
+    }
+
+
+def _sees_all(resource: Resource, principal: Principal) -> bool:
+    return reach_of(resource.type.permissions, principal.role, Action.READ) is Reach.ALL
 
 
 _PRIVATE = (b"cache-control", b"private, no-cache")
@@ -242,8 +269,13 @@ def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
 
 
 def _sorts(resource: Resource) -> tuple[str, ...]:
-    names = [name for name, column in _SORTS.items() if column in resource.type.table.columns]
-    return tuple(order for name in names for order in (name, f"-{name}"))
+    return tuple(order for name in resource.type.sorts for order in (name, f"-{name}"))
+
+
+def _value(resource: Resource, column: str, text: str) -> Any:
+    """A sort value back out of a cursor, which is signed: it was written by :func:`_text`."""
+    kind = resource.type.table.columns[column].type.python_type
+    return datetime.fromisoformat(text) if kind is datetime else kind(text)
 
 
 def _statuses(resource: Resource) -> tuple[str, ...]:
@@ -258,7 +290,9 @@ def _statuses(resource: Resource) -> tuple[str, ...]:
 def _question(resource: Resource, request: Request, principal: Principal) -> list[str | None]:
     """What a cursor holds for: this list, in this order, with these filters, to this caller."""
     given = request.query
-    return [resource.type.name, str(principal.id), given.get("sort"), given.get("status"), given.get("q")]
+    parent = request.parameters.get("id")
+    place = resource.type.name if parent is None else f"{resource.type.name} of {parent.lower()}"
+    return [place, str(principal.id), given.get("sort"), given.get("status"), given.get("q")]
 
 
 def _text(value: Any) -> str:

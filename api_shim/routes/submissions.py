@@ -7,12 +7,12 @@ from uuid import UUID
 
 from api_shim.web import request_headers
 from api_shim.web.http import JSON, MERGE_PATCH, Request
-from models.errors import Forbidden, Invalid, NotFound
-from models.identity.principals import Principal, reach_of
-from models.ids import lane_key, new_id, parse_id
+from models.errors import Invalid, NotFound
+from models.ids import new_id, parse_id
 from models.job import Door, Operation, Priority, Submission
 from models.registry import Resource
 from models.service import Admitted
+from models.target import Target, aim
 
 _FINGERPRINTED = (
     b"if-match",
@@ -48,8 +48,8 @@ async def read_wish(
     Raises:
         Refusal: 400, 403, 404, 413 or 415, as the contract's table has it.
     """
-    check_role(resource, operation, request.principal)
-    resource_id = None if operation is Operation.CREATE else instance_id(request, resource)
+    resource.service.check_role(request.principal, operation.action)
+    named_id = None if operation is Operation.CREATE else instance_id(request, resource)
     if operation is not Operation.DELETE:
         request.check_media_type(MERGE_PATCH if operation is Operation.PATCH else JSON)
     body = await request.body()
@@ -57,11 +57,17 @@ async def read_wish(
     wants = NO_WANTS
     if not _SPECIAL.isdisjoint(request.headers):
         wants = read_wants(request)
-        if wants.if_match is not None and operation is Operation.CREATE:
-            raise Invalid("If-Match does not go with a POST: there is no version to match yet")
         if wants.idempotency_key is not None:
             wants = replace(wants, fingerprint=_fingerprint(request, body, fingerprint_key))
-    submission = make_submission(request, resource, operation, resource_id, admitted, wants)
+    target = aim(
+        resource.type,
+        operation,
+        admitted,
+        named_id=named_id,
+        parent_id=parent_id(request, resource),
+        if_match=wants.if_match,
+    )
+    submission = make_submission(request, resource, operation, target, admitted, wants)
     return Wish(submission, wants.wait_seconds)
 
 
@@ -69,18 +75,18 @@ def make_submission(
     request: Request,
     resource: Resource,
     operation: Operation,
-    resource_id: UUID | None,
+    target: Target,
     admitted: Admitted,
     wants: "Wants",
 ) -> Submission:
-    """What is handed to intake: one operation on one instance (None: a new one), as its caller wants it."""
-    identifier = admitted.supplied_id or resource_id or new_id()
+    """What is handed to intake: one operation on one instance, as its caller wants it."""
     return Submission(
         job_id=new_id(),
         operation=operation,
         resource=resource.type.name,
-        resource_id=identifier,
-        lane=lane_key(resource.type.name, identifier),
+        resource_id=target.resource_id,
+        parent_id=target.parent_id,
+        lane=target.lane,
         principal=request.principal,
         door=Door.HTTP,
         request_id=request.id,
@@ -96,26 +102,25 @@ def make_submission(
     )
 
 
-def check_role(resource: Resource, operation: Operation, principal: Principal) -> None:
-    """Refuse what the role may not do to any instance; ownership is checked where the instance is.
-
-    Raises:
-        Forbidden: The role may not.
-    """
-    if reach_of(resource.type.permissions, principal.role, operation.action) is None:
-        raise Forbidden(f"The role {principal.role} may not {operation.action} {resource.type.name}")
-
-
 def instance_id(request: Request, resource: Resource) -> UUID:
-    """The id in the path.
+    """The instance's id in the path.
 
     Raises:
         NotFound: It is no UUID, so there can be no such instance.
     """
-    found = parse_id(request.parameters["id"])
+    found = parse_id(request.parameters["id" if resource.parent is None else "partId"])
     if found is None:
         raise NotFound(f"There is no such {resource.type.singular}")
     return found
+
+
+def parent_id(request: Request, resource: Resource) -> UUID | None:
+    """The id in the path of the parent, where the resource has one.
+
+    Raises:
+        NotFound: It is no UUID, so there can be no such parent.
+    """
+    return None if resource.parent is None else instance_id(request, resource.parent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

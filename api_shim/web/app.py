@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from prometheus_client import Histogram
@@ -17,7 +17,7 @@ from uuid_utils import uuid4
 
 from api_shim.web import security_headers
 from api_shim.web.addresses import NO_PROXIES, Proxies
-from api_shim.web.cors import Cors
+from api_shim.web.cors import NO_ORIGINS, Cors
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -29,8 +29,9 @@ from api_shim.web.http import (
     StreamResponse,
     problem_response,
 )
-from api_shim.web.protocol import write_whole
+from api_shim.web.protocol import STALLED_SECONDS, cut_off, write_whole
 from api_shim.web.router import Route, Router
+from api_shim.web.websocket import SocketHandler, WebSocket
 from models.errors import (
     Contention,
     DatabaseUnavailable,
@@ -43,7 +44,7 @@ from models.errors import (
     internal_problem,
 )
 from models.log import REQUEST_ID
-from models.metrics import HTTP_REQUEST_SECONDS
+from models.metrics import HTTP_REQUEST_SECONDS, REFUSALS
 
 Hook = Callable[[], Awaitable[None]]
 Gate = Callable[[Request, Route], Awaitable[None]]
@@ -62,8 +63,9 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
-        cors: Which pages in browsers may call.
+        cors: Which other origins' browsers may ask and read.
         proxies: Who is believed to say whose request it passes on.
+        sockets: Who speaks with WebSockets, by path.
         on_start: Awaited before the first request.
         on_stop: Awaited after the last.
     """
@@ -73,23 +75,27 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
-        cors: Cors | None = None,
+        cors: Cors = NO_ORIGINS,
         proxies: Proxies = NO_PROXIES,
+        sockets: Mapping[str, SocketHandler] | None = None,
         on_start: Sequence[Hook] = (),
         on_stop: Sequence[Hook] = (),
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
-        self._cors = cors if cors is not None and not cors.is_closed else None
+        self._cors = cors
         self._proxies = proxies
+        self._sockets = dict(sockets or {})
         self._on_start = tuple(on_start)
         self._on_stop = tuple(on_stop)
         self._timers: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the server's start and stop."""
+        """Serve one request or WebSocket, or the server's start and stop."""
         if scope["type"] == "http":
             await self._serve(Request(scope, receive, self._proxies), send)
+        elif scope["type"] == "websocket":
+            await WebSocket(scope, receive, send, self._gates, self._proxies).serve(self._sockets)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -101,17 +107,18 @@ class App:
             request_id = str(uuid4()).encode()
         request.id = request_id.decode()
         REQUEST_ID.set(request.id)
-        if self._cors is not None:
-            request.answer_headers += self._cors.headers(request)
         try:
-            route, request.parameters = self.router.find(request.method, request.path)
-            path = route.path
-            for gate in self._gates:
-                await gate(request, route)
-            request.take_query(route.query)
-            response = await route.handle(request)
+            self._cors.mark(request)
+            response = self._cors.preflight(request, self.router)
+            if response is None:
+                route, request.parameters = self.router.find(request.method, request.path)
+                path = route.path
+                for gate in self._gates:
+                    await gate(request, route)
+                request.take_query(route.query)
+                response = await route.handle(request)
         except Refusal as refusal:
-            response = self._preflight(request, refusal) or _refused(refusal, request)
+            response = _refused(refusal, request)
         except Transient as fault:
             response = _unavailable(fault, request)
         except Disconnected:
@@ -122,16 +129,12 @@ class App:
         headers = [*response.headers, *request.answer_headers, (b"x-request-id", request_id)]
         headers += security_headers.missing(response.headers)
         if isinstance(response, StreamResponse):
+            # What is measured is the time to its beginning: how long it is listened to says nothing.
+            self._record(path, request.method, response, time.perf_counter() - began)
             await self._stream(response, headers, request, send)
-        else:
-            await self._answer(response, headers, send)
+            return
+        await self._answer(response, headers, send)
         self._record(path, request.method, response, time.perf_counter() - began)
-
-    def _preflight(self, request: Request, refusal: Refusal) -> Response | None:
-        """The answer to a browser's question whether it may send this, where it may."""
-        if self._cors is None or not isinstance(refusal, MethodNotAllowed):
-            return None
-        return self._cors.preflight(request, refusal.allow)
 
     async def _answer(self, response: Response, headers: list[Header], send: Send) -> None:
         body = response.body
@@ -145,15 +148,19 @@ class App:
     async def _stream(
         self, response: StreamResponse, headers: list[Header], request: Request, send: Send
     ) -> None:
-        """Send chunk after chunk; stop at once where the caller leaves."""
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        sending = asyncio.ensure_future(_send_chunks(response, request.method, send))
-        leaving = asyncio.ensure_future(request.gone())
-        await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-        for task in (sending, leaving):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        """Send chunk after chunk; stop at once where the caller leaves, and where it reads nothing."""
+        tasks: list[asyncio.Future[None]] = []
+        try:
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            tasks.append(asyncio.ensure_future(_send_chunks(response, request.method, send)))
+            tasks.append(asyncio.ensure_future(request.gone()))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also where the server's patience ends and this task is cancelled
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await response.close()
 
     def _record(self, path: str, method: str, response: Response, seconds: float) -> None:
         if path == _UNROUTED:
@@ -192,17 +199,20 @@ async def _send_chunks(response: StreamResponse, method: str, send: Send) -> Non
     try:
         if method != "HEAD":
             async for chunk in response.chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await asyncio.sleep(0)  # sending to one who left never waits: let it be noticed
         await send({"type": "http.response.body", "body": b""})
+    except TimeoutError:
+        cut_off(send)
     except Exception:
         _log.exception("a stream broke off")
-    finally:
-        if isinstance(response.chunks, AsyncGenerator):
-            await response.chunks.aclose()
+        cut_off(send)  # the caller must not take it for the end
 
 
 def _refused(refusal: Refusal, request: Request) -> Response:
     """The one place where a refusal becomes a problem document and its headers."""
+    REFUSALS.labels(refusal.code).inc()
     response = problem_response(refusal.problem(request.id))
     if isinstance(refusal, Unauthorized):
         reason = b', error="invalid_token"' if b"authorization" in request.headers else b""

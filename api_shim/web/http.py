@@ -5,7 +5,7 @@ Starlette and 34,600 with bare ASGI. What is needed of a framework here is these
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -205,15 +205,31 @@ class StreamResponse(Response):
 
     Args:
         status: HTTP status code.
-        chunks: Parts of the body; closed (``aclose``) also where the caller leaves early.
+        chunks: Parts of the body. Never begun where only the head is asked for.
         headers: Lower-case names.
+        on_close: Called once it is over, however it ended and whether it was begun or not.
     """
 
-    __slots__ = ("chunks",)
+    __slots__ = ("_on_close", "chunks")
 
-    def __init__(self, status: int, chunks: AsyncIterator[bytes], headers: Iterable[Header] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        chunks: AsyncGenerator[bytes, None],
+        headers: Iterable[Header] = (),
+        *,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(status, b"", headers)
         self.chunks = chunks
+        self._on_close = on_close
+
+    async def close(self) -> None:
+        """Let go of what the stream holds."""
+        try:
+            await self.chunks.aclose()
+        finally:
+            self._on_close()
 
 
 def json_response(status: int, document: Any, headers: Iterable[Header] = ()) -> Response:

@@ -5,6 +5,8 @@ arrive, and leaves a connection open that never says anything. All three are bou
 cost per request: a clock is noted, and one sweep a second looks for those who are late.
 """
 
+import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api_shim.web import security_headers
 from api_shim.web.http import Header
@@ -24,9 +27,16 @@ from models.job import to_json
 from models.metrics import INVALID_REQUESTS
 
 MAX_HEAD_BYTES = 32 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Of one WebSocket message."""
+
 MAX_REQUEST_SECONDS = 20.0
 """How long one request, head and body, may take to arrive."""
 
+STALLED_SECONDS = 30.0
+"""How long one piece of a stream may wait for a caller who does not read."""
+
+_GOODBYE_SECONDS = 0.2
 _TICKS_A_SWEEP = 10
 _ALWAYS = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in security_headers.missing(()))
 
@@ -91,6 +101,18 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class GuardedWebSocket(WebSocketsSansIOProtocol):
+    """One WebSocket. It does not write what was asked for to the log: a token may stand in it by mistake."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.logger = self.conn.logger = _SILENT
+
+
+_SILENT = logging.getLogger("waybill.websocket")
+_SILENT.setLevel(logging.CRITICAL)  # a client that leaves during its handshake is no error of ours
+
+
 def write_whole(send: Any, status: int, headers: Sequence[Header], body: bytes) -> bool:
     """Write a whole answer at once, where ``send`` is uvicorn's and the connection is in its usual state.
 
@@ -123,6 +145,15 @@ def write_whole(send: Any, status: int, headers: Sequence[Header], body: bytes) 
     return True
 
 
+def cut_off(send: Any) -> None:
+    """Break the connection off, where ``send`` is uvicorn's: what was sent last was not the end."""
+    cycle = getattr(send, "__self__", None)
+    if type(cycle) is RequestResponseCycle:
+        cycle.disconnected = True
+        cycle.transport.abort()
+        cycle.message_event.set()
+
+
 class GuardedServer(Server):
     """uvicorn's server; it closes connections that are late, and tells when it begins to stop.
 
@@ -146,6 +177,7 @@ class GuardedServer(Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Readiness goes off and waiters go home first; then what runs is drained."""
+        """Readiness goes off, waiters go home and streams say goodbye first; then what runs is drained."""
         self._on_stopping()
+        await asyncio.sleep(_GOODBYE_SECONDS)
         await super().shutdown(sockets)

@@ -52,6 +52,7 @@ class Route:
         permission: ``resource:action``, or who may (``own``, ``admin``); documentation, and never the check.
         limit: The quota that it draws on; None for none.
         body: Schema of the request body, by media type.
+        body_is_optional: The request may come without one.
         errors: Statuses of the problems that it may answer, beyond those every route has.
     """
 
@@ -66,6 +67,7 @@ class Route:
     limit: Limit | None = None
     parameters: tuple[Parameter, ...] = ()
     body: Mapping[str, Described] = field(default_factory=dict)
+    body_is_optional: bool = False
     answers: Mapping[int, Answer] = field(default_factory=dict)
     errors: tuple[int, ...] = ()
     query: frozenset[str] = frozenset()

@@ -123,3 +123,33 @@ def decide(answer: Answer, *, attempts: int, age: timedelta, random: Callable[[]
         return GiveUp(f"given up after {attempts} attempts; the last one: {error}")
     rest = SCHEDULE[max(attempts, 1) - 1] * (1 + JITTER * (2 * random() - 1))
     return RetryIn(max(rest, min(answer.retry_after or timedelta(0), MAX_RETRY_AFTER)))
+
+
+_PASSING = frozenset({408, 409, 425, 429})
+"""Refusals by a third party that pass: too slow, still at work on the same key, too early, too often."""
+
+
+def decide_effect(
+    answer: Answer, *, attempts: int, age: timedelta, give_up_after: timedelta, random: Callable[[], float]
+) -> Decision:
+    """What becomes of an effect after an attempt: a third party's refusal is final, its troubles are not.
+
+    Args:
+        answer: What the attempt brought.
+        attempts: How many were made, this one included: at least 1.
+        age: How long ago the effect was written.
+        give_up_after: The age at which an attempt that fails was the last one.
+        random: A number in [0, 1), for the jitter.
+    """
+    if answer.is_delivered:
+        return Delivered()
+    error = answer.error or f"answered {answer.status}"
+    if answer.is_refused or (
+        answer.status is not None and answer.status < 500 and answer.status not in _PASSING
+    ):
+        return GiveUp(error)
+    if age >= give_up_after:
+        return GiveUp(f"given up after {attempts} attempts; the last one: {error}")
+    rest = SCHEDULE[min(attempts, len(SCHEDULE)) - 1] * (1 + JITTER * (2 * random() - 1))
+    rest = max(rest, min(answer.retry_after or timedelta(0), MAX_RETRY_AFTER))
+    return RetryIn(min(rest, max(give_up_after - age, timedelta(seconds=1))))

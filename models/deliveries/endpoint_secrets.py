@@ -1,11 +1,13 @@
-"""The secrets that sign callbacks, as Standard Webhooks spells them: made and checked. Signs nothing."""
+"""The secrets that sign callbacks, as Standard Webhooks spells them: made, checked, sealed. Signs nothing."""
 
 import base64
 import binascii
 import secrets
 from collections.abc import Callable
+from uuid import UUID
 
 from models.errors import Invalid
+from models.identity.sealing import Sealer
 
 PREFIX = "whsec_"
 MIN_BYTES, MAX_BYTES = 24, 64
@@ -33,3 +35,32 @@ def parse_secret(secret: str) -> bytes:
     if not is_canonical or not MIN_BYTES <= len(key) <= MAX_BYTES:
         raise Invalid(f"A secret is {PREFIX} and {MIN_BYTES} to {MAX_BYTES} bytes in base64")
     return key
+
+
+class EndpointSecrets:
+    """Secrets as they are kept: sealed for their endpoint, so that one copied into another row is worthless.
+
+    Rows from before secrets were sealed hold them as they are; they open too.
+
+    Args:
+        sealer: Seals and opens.
+    """
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+
+    def seal(self, endpoint_id: UUID, secret: str) -> str:
+        """What is kept of ``secret``."""
+        return self._sealer.seal(secret, _purpose(endpoint_id))
+
+    def open(self, endpoint_id: UUID, kept: str) -> str:
+        """The secret.
+
+        Raises:
+            Unsealable: It was sealed for another endpoint, or under a key that is gone.
+        """
+        return kept if kept.startswith(PREFIX) else self._sealer.open(kept, _purpose(endpoint_id))
+
+
+def _purpose(endpoint_id: UUID) -> str:
+    return f"callback_endpoints.secret/{endpoint_id}"

@@ -1,19 +1,33 @@
-"""Callback endpoints: registered once by their owner, named per job or subscribed to. No sending."""
+"""Callback endpoints: registered once by their owner, named per job or subscribed to. No sending.
+
+::
+
+    registered ──▶ enabled ──410, or days of nothing but failures──▶ disabled
+                      ▲                                                  │
+                      └────────────────────recover───────────────────────┘
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from models.database import array
-from models.errors import NotFound
+from models.deliveries.endpoint_secrets import EndpointSecrets
+from models.errors import Conflict, NotFound
 from models.ids import new_id
 
 EventType = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead"]
 """What a callback may be about; stored and sent, never renamed."""
+
+BOTH_SIGN = timedelta(hours=24)
+"""How long the previous secret still signs after a rotation."""
+
+PATIENCE = timedelta(days=3)
+"""An endpoint that took nothing for so long is disabled when the next delivery to it is given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +45,8 @@ class CallbackEndpoint:
     events: tuple[str, ...]
     disabled: bool
     created_at: datetime
+    disabled_at: datetime | None
+    disabled_reason: str | None
 
     def document(self) -> dict[str, Any]:
         """The wire document, without the secret."""
@@ -40,12 +56,25 @@ class CallbackEndpoint:
             "description": self.description,
             "events": list(self.events),
             "disabled": self.disabled,
+            "disabledAt": self.disabled_at,
+            "disabledReason": self.disabled_reason,
             "createdAt": self.created_at,
         }
 
 
 class CallbackEndpoints:
-    """Keeps endpoints. Works inside the caller's transaction."""
+    """Keeps endpoints. Works inside the caller's transaction.
+
+    Args:
+        secrets: Seals what signs.
+        per_owner: How many one user may have.
+    """
+
+    def __init__(self, secrets: EndpointSecrets, per_owner: int) -> None:
+        self._secrets = secrets
+        self._per_owner = per_owner
+
+    # ---- the owner's side ----------------------------------------------------------------
 
     def owners(self, connection: Connection, ids: Sequence[UUID | None]) -> dict[UUID | None, UUID]:
         """The owners of those endpoints among ``ids`` that exist and are enabled."""
@@ -62,20 +91,76 @@ class CallbackEndpoints:
         events: Sequence[str],
         secret: str,
     ) -> CallbackEndpoint:
-        """Keep a new endpoint. ``url`` must have been checked already."""
+        """Keep a new endpoint. ``url`` must have been checked already.
+
+        Raises:
+            Conflict: The owner has as many as one may have.
+        """
+        connection.execute(_LOCK_OWNER, {"owner_id": owner_id})
+        if connection.execute(_COUNT, {"owner_id": owner_id}).scalar_one() >= self._per_owner:
+            raise Conflict(f"You have {self._per_owner} callback endpoints already: remove one first")
+        endpoint_id = new_id()
         parameters = {
-            "id": new_id(),
+            "id": endpoint_id,
             "owner_id": owner_id,
             "url": url,
             "description": description,
             "events": list(events),
-            "secret": secret,
+            "secret": self._secrets.seal(endpoint_id, secret),
         }
         return _endpoint(connection.execute(_REGISTER, parameters).one())
 
-    def of_owner(self, connection: Connection, owner_id: UUID) -> list[CallbackEndpoint]:
-        """The owner's endpoints, oldest first."""
-        return [_endpoint(row) for row in connection.execute(_OF_OWNER, {"owner_id": owner_id})]
+    def page(
+        self, connection: Connection, owner_id: UUID, *, after: UUID | None, limit: int
+    ) -> list[CallbackEndpoint]:
+        """Up to ``limit`` of the owner's endpoints, oldest first, those behind ``after``."""
+        parameters = {"owner_id": owner_id, "after": after, "limit": limit}
+        return [_endpoint(row) for row in connection.execute(_PAGE, parameters)]
+
+    def find(self, connection: Connection, owner_id: UUID, endpoint_id: UUID) -> CallbackEndpoint:
+        """The owner's endpoint.
+
+        Raises:
+            NotFound: There is none, or it is somebody else's.
+        """
+        row = connection.execute(_FIND, {"id": endpoint_id, "owner_id": owner_id}).one_or_none()
+        if row is None:
+            raise NotFound(NO_ENDPOINT)
+        return _endpoint(row)
+
+    def rotate(
+        self, connection: Connection, owner_id: UUID, endpoint_id: UUID, secret: str
+    ) -> CallbackEndpoint:
+        """Sign with ``secret`` from now on, and with the present secret too for :data:`BOTH_SIGN`.
+
+        A secret that was rotated out before that ends at once: two sign, never three.
+
+        Raises:
+            NotFound: There is no such endpoint, or it is somebody else's.
+            Unsealable: The present secret cannot be opened here; nothing was changed.
+        """
+        present = connection.execute(_LOCK, {"id": endpoint_id, "owner_id": owner_id}).scalar_one_or_none()
+        if present is None:
+            raise NotFound(NO_ENDPOINT)
+        previous = self._secrets.open(endpoint_id, present)
+        parameters = {
+            "id": endpoint_id,
+            "secret": self._secrets.seal(endpoint_id, secret),
+            "previous": self._secrets.seal(endpoint_id, previous),
+            "both_sign": BOTH_SIGN,
+        }
+        return _endpoint(connection.execute(_ROTATE, parameters).one())
+
+    def enable(self, connection: Connection, owner_id: UUID, endpoint_id: UUID) -> CallbackEndpoint:
+        """Send to it again; the endpoint as it stood before.
+
+        Raises:
+            NotFound: There is none, or it is somebody else's.
+        """
+        connection.execute(_LOCK, {"id": endpoint_id, "owner_id": owner_id})
+        found = self.find(connection, owner_id, endpoint_id)
+        connection.execute(_ENABLE, {"id": endpoint_id})
+        return found
 
     def remove(self, connection: Connection, owner_id: UUID, endpoint_id: UUID) -> None:
         """Forget an endpoint.
@@ -84,7 +169,22 @@ class CallbackEndpoints:
             NotFound: There is none, or it is somebody else's.
         """
         if connection.execute(_REMOVE, {"id": endpoint_id, "owner_id": owner_id}).rowcount != 1:
-            raise NotFound("There is no such callback endpoint")
+            raise NotFound(NO_ENDPOINT)
+
+    # ---- the sender's side ---------------------------------------------------------------
+
+    def disable(self, connection: Connection, endpoint_id: UUID, reason: str) -> CallbackEndpoint | None:
+        """Send it nothing more; the endpoint where this was news."""
+        row = connection.execute(_DISABLE, {"id": endpoint_id, "reason": reason}).one_or_none()
+        return None if row is None else _endpoint(row)
+
+    def has_lost_patience(self, connection: Connection, endpoint_id: UUID) -> bool:
+        """Whether it has taken nothing for longer than :data:`PATIENCE`."""
+        parameters = {"id": endpoint_id, "patience": PATIENCE}
+        return connection.execute(_LOST_PATIENCE, parameters).scalar_one_or_none() is not None
+
+
+NO_ENDPOINT = "There is no such callback endpoint"
 
 
 def _endpoint(row: Any) -> CallbackEndpoint:
@@ -96,14 +196,20 @@ def _endpoint(row: Any) -> CallbackEndpoint:
         events=tuple(row[4]),
         disabled=row[5],
         created_at=row[6],
+        disabled_at=row[7],
+        disabled_reason=row[8],
     )
 
 
-_COLUMNS = "id, owner_id, url, description, events, disabled, created_at"
+_COLUMNS = "id, owner_id, url, description, events, disabled, created_at, disabled_at, disabled_reason"
 
 _OWNERS = text(
     "SELECT id, owner_id FROM callback_endpoints WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT disabled"
 )
+
+_LOCK_OWNER = text("SELECT 1 FROM users WHERE id = :owner_id FOR NO KEY UPDATE")
+
+_COUNT = text("SELECT count(*) FROM callback_endpoints WHERE owner_id = :owner_id")
 
 _REGISTER = text(f"""
 INSERT INTO callback_endpoints (id, owner_id, url, description, events, secret)
@@ -111,6 +217,37 @@ VALUES (:id, :owner_id, :url, :description, :events, :secret)
 RETURNING {_COLUMNS}
 """)
 
-_OF_OWNER = text(f"SELECT {_COLUMNS} FROM callback_endpoints WHERE owner_id = :owner_id ORDER BY id")
+_PAGE = text(f"""
+SELECT {_COLUMNS} FROM callback_endpoints
+WHERE owner_id = :owner_id AND (CAST(:after AS uuid) IS NULL OR id > :after)
+ORDER BY id LIMIT :limit
+""")
+
+_FIND = text(f"SELECT {_COLUMNS} FROM callback_endpoints WHERE id = :id AND owner_id = :owner_id")
+
+_LOCK = text(
+    "SELECT secret FROM callback_endpoints WHERE id = :id AND owner_id = :owner_id FOR NO KEY UPDATE"
+)
+
+_ROTATE = text(f"""
+UPDATE callback_endpoints
+SET secret = :secret, previous_secret = :previous, previous_secret_until = now() + :both_sign
+WHERE id = :id RETURNING {_COLUMNS}
+""")
+
+_ENABLE = text("""
+UPDATE callback_endpoints
+SET disabled = false, disabled_at = NULL, disabled_reason = NULL, failing_since = NULL
+WHERE id = :id
+""")
 
 _REMOVE = text("DELETE FROM callback_endpoints WHERE id = :id AND owner_id = :owner_id")
+
+_DISABLE = text(f"""
+UPDATE callback_endpoints SET disabled = true, disabled_at = now(), disabled_reason = :reason
+WHERE id = :id AND NOT disabled RETURNING {_COLUMNS}
+""")
+
+_LOST_PATIENCE = text("""
+SELECT 1 FROM callback_endpoints WHERE id = :id AND failing_since <= now() - :patience
+""")

@@ -4,7 +4,7 @@ Rows are written by ``Ledger.finish`` in the transaction of the outcome; here th
 once, and settled. No sending.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,13 +13,19 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from models import ledger_statements as sql
 from models.database import array
-from models.job import Job, JobState, Operation, to_json
+from models.ids import new_id
+from models.job import FINAL, Job, JobState, Operation, to_json
 from models.ledger import REANNOUNCE_AFTER, job_from
 
 CLAIM = timedelta(seconds=60)
 """A claimed delivery is announced again after this, unless it was settled: longer than any send may take."""
+
+
+RESOLVED = "resolved"
+"""Last word of the key of the event that says: this dead letter needs nobody's attention any more."""
+
+_ENDS = ",".join(sorted(str(state) for state in FINAL - {JobState.DEAD}))
 
 
 class DeliveryKind(StrEnum):
@@ -28,6 +34,13 @@ class DeliveryKind(StrEnum):
     CALLBACK = "callback"
     REPLY = "reply"
     EVENTS = "events"
+    NOTICE = "notice"
+    EFFECT = "effect"
+
+    @property
+    def is_sent_over_http(self) -> bool:
+        """Whether it goes to a receiver that may be slow or dead; the others go to our broker."""
+        return self in (DeliveryKind.CALLBACK, DeliveryKind.EFFECT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +48,16 @@ class Delivery:
     """A claimed delivery.
 
     Attributes:
-        job_id: Of a callback or reply.
+        job_id: Of a callback, reply or effect.
         sequences: The job events that it announces; one, except for ``events``.
         state_told: The state of that one event; None for ``events``.
-        body: What is sent, the same at every attempt; None for ``events``.
-        secrets: Of the endpoint: the present one, and the previous one while it still signs.
+        body: What is sent, the same at every attempt; None for ``events``, and for an effect not yet written.
+        target: The effect, or the routing key of a notice.
+        resource: Of the job.
+        error: Of the last attempt; of a fallback not yet tried, why it became necessary.
+        secrets: Of the endpoint, sealed: the present one, and the previous one while it still signs.
         attempts: Made before this one.
-        age: Since it was written.
+        age: Since it was written, or asked for again.
     """
 
     id: UUID
@@ -56,6 +72,9 @@ class Delivery:
     claimed_until: datetime
     reply_to: str | None
     correlation_id: str | None
+    target: str | None
+    resource: str | None
+    error: str | None
     endpoint_id: UUID | None
     url: str | None
     secrets: tuple[str, ...]
@@ -81,19 +100,27 @@ class Outbox:
     def claim(self, connection: Connection, delivery_ids: Sequence[UUID]) -> list[Delivery]:
         """Claim those of ``delivery_ids`` that are due; render the bodies of those that have none yet."""
         rows = connection.execute(_CLAIM, {"ids": array(delivery_ids), "claim": CLAIM}).all()
-        unrendered = [row for row in rows if row.body is None and row.kind != DeliveryKind.EVENTS]
+        unrendered = [row for row in rows if row.body is None and row.kind in _RENDERED]
         bodies = self._render(connection, unrendered) if unrendered else {}
         return [_delivery(row, bodies.get(row.id, row.body)) for row in rows]
 
     def _render(self, connection: Connection, rows: Sequence[Any]) -> dict[UUID, bytes]:
         events = self.events(connection, [row.sequences[0] for row in rows])
-        bodies = {row.id: _body(DeliveryKind(row.kind), events[row.sequences[0]]) for row in rows}
+        bodies = {
+            row.id: _body(DeliveryKind(row.kind), events[row.sequences[0]])
+            for row in rows
+            if row.sequences[0] in events  # its job may be past retention
+        }
         document = to_json([{"id": key, "body": "\\x" + body.hex()} for key, body in bodies.items()]).decode()
         connection.execute(_KEEP_BODIES, {"bodies": document})
         return bodies
 
     def event_keys(self, connection: Connection, sequences: Sequence[int]) -> dict[str, list[int]]:
-        """Job events by the routing key that announces them: ``{resource}.{operation}.{state}``."""
+        """Job events by the routing keys that announce them: ``{resource}.{operation}.{state}``.
+
+        The end of a redriven job that is not dead again, and a discard, also (only) have a key that ends
+        in :data:`RESOLVED`.
+        """
         keys: dict[str, list[int]] = {}
         for key, sequence in connection.execute(_EVENT_KEYS, {"sequences": array(sequences)}).all():
             keys.setdefault(key, []).append(sequence)
@@ -101,10 +128,16 @@ class Outbox:
 
     def events(self, connection: Connection, sequences: Sequence[int]) -> dict[int, ToldEvent]:
         """Job events by their sequence, each with its job as it stood then."""
-        told = {}
+        told: dict[int, ToldEvent] = {}
         for row in connection.execute(_EVENTS, {"sequences": array(sequences)}).all():
-            told[row[0]] = ToldEvent(job_from((row[3], row[1], *row[5:-1], row[0])), row[2])
+            told[row.sequence] = ToldEvent(job_from(row[1:]), row.at)
         return told
+
+    def keep_body(self, connection: Connection, delivery: Delivery, body: bytes) -> Delivery:
+        """Keep what an effect sends, so that every attempt sends the same."""
+        document = to_json([{"id": delivery.id, "body": "\\x" + body.hex()}]).decode()
+        connection.execute(_KEEP_BODIES, {"bodies": document})
+        return replace(delivery, body=body)
 
     def extend(self, connection: Connection, delivery: Delivery) -> Delivery | None:
         """Claim ``delivery`` anew just before it is sent; None where somebody else has it by now."""
@@ -131,17 +164,44 @@ class Outbox:
         claims = to_json([{"id": one.id, "claimed_until": one.claimed_until} for one in deliveries])
         connection.execute(_PARK, {"claims": claims.decode(), "until": until})
 
+    def rest(self, connection: Connection, delivery_id: UUID, until: datetime) -> None:
+        """Put a delivery off that something of ours keeps from being sent, burning no attempt."""
+        connection.execute(_REST, {"id": delivery_id, "until": until})
+
     def give_up(self, connection: Connection, delivery_id: UUID, *, error: str, status: int | None) -> None:
         """Settle a delivery that failed for good."""
         connection.execute(_GIVE_UP, {"id": delivery_id, "error": error, "status": status})
 
-    def disable_endpoint(self, connection: Connection, endpoint_id: UUID) -> None:
-        """Send this endpoint nothing more."""
-        connection.execute(_DISABLE, {"id": endpoint_id})
+    def add_effect(self, connection: Connection, delivery: Delivery, effect: str, failure: str) -> None:
+        """Write a further effect of the same job, due at once, and what made it necessary."""
+        parameters = {
+            "id": new_id(),
+            "job_id": delivery.job_id,
+            "sequences": array(delivery.sequences),
+            "effect": effect,
+            "failure": failure,
+        }
+        connection.execute(_ADD_EFFECT, parameters)
+
+    def add_notice(self, connection: Connection, key: str, event: Mapping[str, Any]) -> UUID:
+        """Write an event about the platform itself, published under ``key``; its id is the delivery's."""
+        notice_id = new_id()
+        body = to_json({"specversion": "1.0", "id": str(notice_id), **event})
+        connection.execute(_ADD_NOTICE, {"id": notice_id, "key": key, "body": body})
+        return notice_id
+
+    def waiting(self, connection: Connection) -> list[tuple[DeliveryKind, str, int, float]]:
+        """What is neither delivered nor given up: kind, state, how many, age of the oldest in seconds."""
+        rows = connection.execute(_WAITING).all()
+        return [(DeliveryKind(row[0]), row[1], row[2], float(row[3])) for row in rows]
 
     def due(self, connection: Connection, limit: int) -> list[UUID]:
         """Up to ``limit`` deliveries that are due and were not announced lately, oldest first."""
         return [row[0] for row in connection.execute(_DUE, {"limit": limit, "again": REANNOUNCE_AFTER}).all()]
+
+
+_RENDERED = (DeliveryKind.CALLBACK, DeliveryKind.REPLY)
+"""Kinds whose body follows from the event alone."""
 
 
 def _body(kind: DeliveryKind, event: ToldEvent) -> bytes:
@@ -163,10 +223,13 @@ def _delivery(row: Any, body: bytes | None) -> Delivery:
         state_told=JobState(row.state_told) if row.state_told else None,
         body=bytes(body) if body is not None else None,
         attempts=row.attempts,
-        age=row.now - row.created_at,
+        age=row.now - (row.renewed_at or row.created_at),
         now=row.now,
         claimed_until=row.announce_at,
         reply_to=row.reply_to,
+        target=row.target,
+        resource=row.resource,
+        error=row.error,
         correlation_id=row.correlation_id,
         endpoint_id=row.endpoint_id,
         url=row.url,
@@ -185,9 +248,9 @@ WITH due AS MATERIALIZED (
     FROM due WHERE d.id = due.id
     RETURNING d.*
 )
-SELECT m.id, m.kind, m.job_id, m.sequences, m.body, m.attempts, m.created_at, m.announce_at, m.reply_to,
-       m.endpoint_id,
-       t.state AS state_told, j.correlation_id,
+SELECT m.id, m.kind, m.job_id, m.sequences, m.body, m.attempts, m.created_at, m.renewed_at, m.announce_at,
+       m.reply_to, m.target, m.endpoint_id,
+       t.state AS state_told, j.correlation_id, j.resource, m.error,
        e.url, e.secret, e.previous_secret, e.previous_secret_until, e.disabled, now() AS now
 FROM mine AS m
 LEFT JOIN job_events AS t ON m.kind <> 'events' AND t.sequence = m.sequences[1]
@@ -202,36 +265,64 @@ FROM json_to_recordset(CAST(:bodies AS json)) AS r(id uuid, body bytea)
 WHERE d.id = r.id AND d.body IS NULL
 """)
 
-_EVENTS = text(f"""
-SELECT t.sequence, t.state, t.at, j.*
-FROM job_events AS t JOIN (SELECT {sql.JOB_COLUMNS} FROM jobs) AS j ON j.id = t.job_id
-WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
-""")
-
-_EVENT_KEYS = text("""
-SELECT j.resource || '.' || j.operation || '.' || t.state, t.sequence
+_EVENTS = text("""
+SELECT t.sequence, j.id, t.state, j.operation, j.resource, j.resource_id, j.principal_id,
+       COALESCE(CAST(t.detail ->> 'attempt' AS int), j.attempt), j.priority, j.created_at,
+       CASE WHEN t.detail ? 'runAt' THEN CAST(t.detail ->> 'runAt' AS timestamptz) ELSE j.run_at END,
+       t.at, CASE WHEN t.detail ? 'expiresAt' THEN CAST(t.detail ->> 'expiresAt' AS timestamptz)
+                  ELSE j.expires_at END,
+       CASE WHEN t.state = 'succeeded' THEN j.version END,
+       CASE WHEN t.state = 'succeeded' THEN CAST(j.result AS text) END,
+       CASE WHEN t.detail ? 'error' THEN NULLIF(t.detail -> 'error', 'null')
+            WHEN t.state <> 'succeeded' THEN j.error END,
+       j.request_id, t.sequence
 FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
 WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 """)
 
+_EVENT_KEYS = text(f"""
+SELECT j.resource || '.' || j.operation || '.' || told.word, t.sequence
+FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
+CROSS JOIN LATERAL (
+    SELECT t.state WHERE t.detail IS NULL OR NOT t.detail ? 'discarded'
+    UNION ALL
+    SELECT '{RESOLVED}' WHERE t.detail ? 'discarded' OR (j.generation > 1 AND t.state = ANY('{{{_ENDS}}}'))
+) AS told(word)
+WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
+""")
+
 _DELIVERED = text("""
-UPDATE deliveries
-SET state = 'delivered', attempts = attempts + 1, announce_at = NULL, response_status = :status,
-    error = NULL, updated_at = now()
-WHERE id = ANY(CAST(:ids AS uuid[]))
+WITH done AS (
+    UPDATE deliveries
+    SET state = 'delivered', attempts = attempts + 1, announce_at = NULL, response_status = :status,
+        error = NULL, updated_at = now()
+    WHERE id = ANY(CAST(:ids AS uuid[]))
+    RETURNING endpoint_id
+)
+UPDATE callback_endpoints AS e SET failing_since = NULL
+FROM done WHERE e.id = done.endpoint_id AND e.failing_since IS NOT NULL
 """)
 
 _RETRY = text("""
-UPDATE deliveries
-SET state = 'retrying', attempts = attempts + 1, announce_at = now() + :delay, response_status = :status,
-    error = :error, updated_at = now()
-WHERE id = :id
+WITH put_off AS (
+    UPDATE deliveries
+    SET state = 'retrying', attempts = attempts + 1, announce_at = now() + :delay, response_status = :status,
+        error = :error, updated_at = now()
+    WHERE id = :id
+    RETURNING endpoint_id
+)
+UPDATE callback_endpoints AS e SET failing_since = now()
+FROM put_off WHERE e.id = put_off.endpoint_id AND e.failing_since IS NULL
 """)
 
 _PARK = text("""
 UPDATE deliveries AS d SET announce_at = :until, updated_at = now()
 FROM json_to_recordset(CAST(:claims AS json)) AS r(id uuid, claimed_until timestamptz)
 WHERE d.id = r.id AND d.announce_at = r.claimed_until
+""")
+
+_REST = text("""
+UPDATE deliveries SET announce_at = :until, updated_at = now() WHERE id = :id AND announce_at IS NOT NULL
 """)
 
 _GIVE_UP = text("""
@@ -241,7 +332,20 @@ SET state = 'failed', attempts = attempts + 1, announce_at = NULL, response_stat
 WHERE id = :id
 """)
 
-_DISABLE = text("UPDATE callback_endpoints SET disabled = true WHERE id = :id")
+_ADD_EFFECT = text("""
+INSERT INTO deliveries (id, kind, job_id, sequences, target, error, announce_at)
+VALUES (:id, 'effect', :job_id, CAST(:sequences AS bigint[]), :effect, :failure, now())
+""")
+
+_ADD_NOTICE = text("""
+INSERT INTO deliveries (id, kind, sequences, target, body, announce_at)
+VALUES (:id, 'notice', '{}', :key, :body, now())
+""")
+
+_WAITING = text("""
+SELECT kind, state, count(*), extract(epoch FROM now() - min(created_at))
+FROM deliveries WHERE announce_at IS NOT NULL GROUP BY kind, state
+""")
 
 _EXTEND = text("""
 UPDATE deliveries SET announce_at = clock_timestamp() + :claim, updated_at = now()

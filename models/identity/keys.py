@@ -3,9 +3,13 @@
 Both are kept in the data directory (mode 0600) unless given by setting, so that they survive a restart.
 """
 
+import fcntl
 import json
 import os
 import secrets
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,11 @@ from models.settings import Settings
 
 JwkSet = dict[str, Any]
 
+KEPT_AFTER_ROTATION = timedelta(days=1)
+"""How long a key that no longer signs still verifies; far longer than any access token lives."""
+
+_CREATED = "created"
+
 
 def load_jwk_set(settings: Settings) -> JwkSet:
     """The signing keys: ``WAYBILL_JWT_KEYS``, else those of the data directory, made on first use.
@@ -26,9 +35,64 @@ def load_jwk_set(settings: Settings) -> JwkSet:
         ConfigurationError: The setting is not a JWK set, or the file cannot be read.
     """
     if settings.jwt_keys is not None:
-        text = settings.jwt_keys.get_secret_value()
-    else:
-        text = _kept(settings.data_dir / "keys" / "jwt.json", _new_jwk_set)
+        return _parsed(settings.jwt_keys.get_secret_value())
+    return _parsed(_kept(_jwt_file(settings), _new_jwk_set))
+
+
+def jwk_set_watch(settings: Settings) -> Callable[[], JwkSet | None]:
+    """Tells, whenever it is called, the data directory's signing keys if they were changed since.
+
+    It costs one ``stat``. Keys given by setting never change while a process runs.
+    """
+    if settings.jwt_keys is not None:
+        return lambda: None
+    path = _jwt_file(settings)
+    _kept(path, _new_jwk_set)
+    seen = _mark(path)
+
+    def changed() -> JwkSet | None:
+        nonlocal seen
+        mark = _mark(path)
+        if mark is None or mark == seen:
+            return None
+        seen = mark
+        return load_jwk_set(settings)
+
+    return changed
+
+
+def rotate_jwk_set(settings: Settings, *, now: Callable[[], float] = time.time) -> JwkSet:
+    """Put a new signing key first. The others still verify; those long replaced are dropped.
+
+    Raises:
+        ConfigurationError: The keys are given by setting, or the file cannot be written.
+    """
+    if settings.jwt_keys is not None:
+        raise ConfigurationError(
+            "WAYBILL_JWT_KEYS: keys given by setting are rotated there: put a new one first, keep the others"
+        )
+    path = _jwt_file(settings)
+    present = load_jwk_set(settings)
+    try:
+        with open(os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            present = load_jwk_set(settings)
+            oldest = now() - KEPT_AFTER_ROTATION.total_seconds()
+            [fresh] = json.loads(_new_jwk_set())["keys"]
+            keys = [fresh | {_CREATED: int(now())}, *present["keys"]]
+            # A key was replaced when the one before it was made.
+            kept = [
+                key for key, newer in zip(keys[1:], keys, strict=False) if newer.get(_CREATED, 0) >= oldest
+            ]
+            rotated = {"keys": [keys[0], *kept]}
+            draft = _draft(path, json.dumps(rotated))
+            draft.replace(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return rotated
+
+
+def _parsed(text: str) -> JwkSet:
     try:
         jwk_set: JwkSet = json.loads(text)
         if not all({"kty", "kid"} <= set(key) for key in jwk_set["keys"]) or not jwk_set["keys"]:
@@ -38,6 +102,18 @@ def load_jwk_set(settings: Settings) -> JwkSet:
             'WAYBILL_JWT_KEYS must be a JWK set: {"keys": [{"kty": …, "kid": …}]}'
         ) from error
     return jwk_set
+
+
+def _jwt_file(settings: Settings) -> Path:
+    return settings.data_dir / "keys" / "jwt.json"
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def derived_key(settings: Settings, purpose: str) -> bytes:
@@ -65,11 +141,7 @@ def _kept(path: Path, make: Any) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
-            draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-            with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
-                file.write(make())
-                file.flush()
-                os.fsync(file.fileno())
+            draft = _draft(path, make())
             try:
                 os.link(draft, path)
             except FileExistsError:
@@ -78,6 +150,20 @@ def _kept(path: Path, make: Any) -> str:
                 draft.unlink()
         return path.read_text()
     except OSError as error:
-        raise ConfigurationError(
-            f"WAYBILL_DATA_DIR: cannot keep keys in {path.parent} ({error.strerror}): check its owner"
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def _draft(path: Path, text: str) -> Path:
+    """The text beside ``path``, private and safe on the disk."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return draft
+
+
+def _unusable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"WAYBILL_DATA_DIR: cannot keep keys in {path.parent} ({error.strerror}): check its owner"
+    )

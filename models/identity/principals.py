@@ -20,6 +20,8 @@ class Action(StrEnum):
     READ = "read"
     WRITE = "write"
     DELETE = "delete"
+    MANAGE = "manage"
+    """All of the above, for resources that are run as a whole by those who may."""
 
 
 class Reach(StrEnum):
@@ -32,11 +34,14 @@ class Reach(StrEnum):
 Permissions = Mapping[Role, Mapping[Action, Reach]]
 
 DEFAULT_PERMISSIONS: Permissions = {
-    Role.ADMIN: {Action.READ: Reach.ALL, Action.WRITE: Reach.ALL, Action.DELETE: Reach.ALL},
-    Role.USER: {Action.READ: Reach.OWN, Action.WRITE: Reach.OWN, Action.DELETE: Reach.OWN},
+    Role.ADMIN: {Action.MANAGE: Reach.ALL},
+    Role.USER: {Action.READ: Reach.OWN, Action.WRITE: Reach.OWN},
     Role.GUEST: {Action.READ: Reach.ALL},
 }
 """What a resource grants unless its own declaration says otherwise."""
+
+ADMINS_ONLY: Permissions = {Role.ADMIN: {Action.MANAGE: Reach.ALL}}
+"""What nobody else may even see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +59,25 @@ class Principal:
 
 
 def reach_of(permissions: Permissions, role: Role, action: Action) -> Reach | None:
-    """How far ``role`` may ``action``; None where it may not at all."""
-    return permissions.get(role, {}).get(action)
+    """How far ``role`` may ``action``; None where it may not at all.
+
+    Who may manage may do everything, and who may write may delete its own.
+    """
+    granted = permissions.get(role, {})
+    reach = granted.get(action) or granted.get(Action.MANAGE)
+    if reach is None and action is Action.DELETE and Action.WRITE in granted:
+        return Reach.OWN
+    return reach
+
+
+def permission_needed(permissions: Permissions, action: Action) -> Action:
+    """What an ``action`` asks for: the action itself, or ``manage`` where nothing less is ever granted."""
+    is_granted = any(action in granted for granted in permissions.values())
+    implied = action is Action.DELETE and any(Action.WRITE in granted for granted in permissions.values())
+    return action if is_granted or implied else Action.MANAGE
 
 
 def may(permissions: Permissions, principal: Principal, action: Action, owner_id: UUID | None) -> bool:
-    """Whether ``principal`` may ``action`` an instance of ``owner_id`` (None: its own)."""
+    """Whether ``principal`` may ``action`` an instance of ``owner_id`` (None: nobody's)."""
     reach = reach_of(permissions, principal.role, action)
-    if reach is None:
-        return False
-    return reach is Reach.ALL or owner_id is None or owner_id == principal.id
+    return reach is Reach.ALL or (reach is Reach.OWN and owner_id == principal.id)

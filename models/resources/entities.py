@@ -1,5 +1,6 @@
 """Entities: the built-in resource, with a status that moves one way."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -7,16 +8,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, JsonValue, field_validator
 from sqlalchemy import (
-    TIMESTAMP,
     CheckConstraint,
     Column,
-    ForeignKey,
     Index,
-    Integer,
     String,
-    Table,
     Text,
-    Uuid,
     func,
     text,
 )
@@ -27,7 +23,6 @@ from models.errors import Conflict
 from models.resource_type import ResourceType, resource_table
 from models.schema import Schema
 from models.service import ResourceService, Row
-from models.tables import metadata
 
 
 class Status(StrEnum):
@@ -59,28 +54,20 @@ Index("idx_entities_status", TABLE.c.status)
 Index("idx_entities_created_at", TABLE.c.created_at.desc())
 Index("idx_entities_name", func.lower(TABLE.c.name))
 
-RELATED = Table(
-    "related_entities",
-    metadata,
-    Column("id", Uuid, primary_key=True),
-    Column(
-        "entity_id",
-        Uuid,
-        ForeignKey(TABLE.c.id, ondelete="CASCADE", name="fk_related_entity"),
-        nullable=False,
-    ),
-    Column("type", String(50), nullable=False),
-    Column("value", JSONB, nullable=False),
-    Column("sort_order", Integer, nullable=False, server_default=text("0")),
-    Column("created_at", TIMESTAMP(timezone=True), nullable=False, server_default=func.now()),
-    Index("idx_related_entity_id", "entity_id"),
+
+NAME_PATTERN = (
+    r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 )
+"""What :func:`clean_name` lets pass, for those who read the schema."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def _clean_name(name: str) -> str:
+def clean_name(name: str) -> str:
+    """Refuse what a person could not read."""
     if not name.strip():
         raise ValueError("must not be blank")
-    if not name.isprintable():
+    if _CONTROL.search(name):
         raise ValueError("must not hold control characters")
     return name
 
@@ -88,12 +75,17 @@ def _clean_name(name: str) -> str:
 class EntityUpdate(Schema):
     """Body of a PUT; what a PATCH must lead to."""
 
-    name: str = Field(min_length=1, max_length=255, examples=["Ada's order"])
+    name: str = Field(
+        min_length=1,
+        max_length=255,
+        examples=["Ada's order"],
+        json_schema_extra={"pattern": NAME_PATTERN},
+    )
     description: str | None = Field(None, max_length=10_000)
     status: Status = Status.DRAFT
     metadata: dict[str, JsonValue] | None = None
 
-    _name = field_validator("name")(_clean_name)
+    _name = field_validator("name")(clean_name)
 
 
 class EntityCreate(EntityUpdate):

@@ -105,9 +105,7 @@ class Target:
         text = self.request("GET", "/metrics", who=None).body.decode()
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
-            if name.startswith("waybill_invalid_requests_total{") or (
-                name.startswith("waybill_http_request_seconds_count{") and ('status="4' in name)
-            ):
+            if name.startswith(("waybill_invalid_requests_total{", "waybill_http_refusals_total{")):
                 total += float(value)
         return total
 

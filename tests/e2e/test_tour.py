@@ -24,7 +24,7 @@ def said(full: Platform, receiver: WebhookReceiver, tmp_path_factory: pytest.Tem
     """What the shell printed, one string for each block."""
     blocks = readme.blocks(readme.section("A tour"), "sh")
     script = "\necho; echo ======\n".join(["set -euo pipefail", *blocks])
-    script = script.replace("https://receiver.example/hook", receiver.url())
+    script = script.replace("https://receiver.example/hook", receiver.url()).replace(".venv/bin/", "")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shell = subprocess.run(
         ["bash", "-c", script],
@@ -63,14 +63,28 @@ def test_scheduled_job_is_withdrawn_and_the_entity_deleted(said: list[str]) -> N
     _found(said[4], '"state":"cancelled"', "204")
 
 
+def test_session_goes_on_and_ends(said: list[str]) -> None:
+    _found(said[5], "moment ago", "204")
+
+
+def test_second_factor_is_asked_for(said: list[str]) -> None:
+    _found(said[6], "204", "second factor is needed", "Bearer", "no second factor now")
+
+
 def test_callback_arrives_signed(said: list[str], receiver: WebhookReceiver) -> None:
-    secret = next(line for line in said[5].splitlines() if line.startswith("whsec_"))
+    secret = next(line for line in said[7].splitlines() if line.startswith("whsec_"))
 
     received = receiver.wait_for(1, timeout_seconds=30)[0].verify(secret)
 
     assert received["type"] == "job.succeeded"
-    assert received["data"]["id"] in said[5]
+    assert received["data"]["id"] in said[7]
+
+
+def test_streams_tell_every_transition(said: list[str]) -> None:
+    _found(said[9], "retry: ", '"state":"succeeded"')
+    assert said[9].count("data: ") >= 2
+    _found(said[10], "queued", "succeeded")
 
 
 def test_upstream_message_is_answered(said: list[str]) -> None:
-    _found(said[6], "job.accepted", "job.succeeded")
+    _found(said[8], "job.accepted", "job.succeeded")

@@ -154,12 +154,12 @@ def test_many_waiters_are_all_woken(api: Api) -> None:
     threads = [threading.Thread(target=wait, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(api.edge.waiters._waiting) == len(jobs), what="everybody waits")
+    wait_until(lambda: len(api.edge.hub.watches) == len(jobs), what="everybody waits")
     api.apply(*jobs)
     for thread in threads:
         thread.join(timeout=15)
     assert states == ["succeeded"] * len(jobs)
-    wait_until(lambda: not api.edge.waiters._waiting, what="nobody waits any more")
+    wait_until(lambda: not api.edge.hub.watches.is_wanted, what="nobody waits any more")
 
 
 def test_waiter_is_woken_even_when_the_listening_connection_is_killed(api: Api) -> None:

@@ -36,7 +36,7 @@ def test_user_that_was_added_is_listed_and_gets_a_token(run: Run, platform: Plat
     assert run("user", "add", email, "--role", "guest", "--password", "first").exit_code == 0
     assert run("user", "password", email, "--password", "second").exit_code == 0
     assert f"guest {email}" in run("user", "list").output
-    principal, _ = platform.container.tokens.verify(run("token", email).output.strip())
+    principal = platform.container.tokens.verify(run("token", email).output.strip()).principal
     assert principal.email == email
     assert isinstance(run("user", "add", email, "--password", "again").exception, Conflict)
 
@@ -59,7 +59,7 @@ def test_dead_job_is_listed_and_redriven(run: Run, platform: Platform) -> None:
     listed = run("dead-letters").output
     assert str(job_id) in listed
     assert "it broke" in listed
-    assert run("jobs", "redrive", str(job_id)).exit_code == 0
+    assert run("dead-letters", "redrive", str(job_id), "--reason", "mended").exit_code == 0
     assert platform.states([job_id]) == ["queued"]
 
 

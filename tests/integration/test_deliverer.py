@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from celery import Celery
@@ -19,7 +18,15 @@ from tasks.app import make_app
 from tasks.deliverer import BROKER_REST, Deliverer
 from tasks.names import EVENTS
 from tasks.publisher import Publisher
-from tasks.webhook import WebhookSender, trust
+from tests.kit.delivering import (
+    Endpoint,
+    PatientDeliverer,
+    deliveries,
+    delivering,
+    ids,
+    make_due,
+    make_sending,
+)
 from tests.kit.platform import Platform
 from tests.kit.receiver import WebhookReceiver, answer, close
 from tests.kit.waiting import wait_until
@@ -32,40 +39,9 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 
 @pytest.fixture
-def deliverer(platform: Platform, app: Celery) -> Iterator[Deliverer]:
-    sender = WebhookSender(version="test", tls=trust(), allow_private=True, deadline=timedelta(seconds=5))
-    publisher = Publisher(app)
-    with ThreadPoolExecutor(4) as threads:
-        yield Deliverer(platform.database, Outbox(), sender, publisher, threads, uniform=lambda: 0.5)
-    publisher.close()
-
-
-class Endpoint:
-    """A registered callback endpoint."""
-
-    def __init__(self, platform: Platform, url: str) -> None:
-        self.secret = new_secret()
-        with platform.database.transaction() as connection:
-            self.id = platform.container.endpoints.register(
-                connection,
-                owner_id=platform.ada.id,
-                url=url,
-                description=None,
-                events=(),
-                secret=self.secret,
-            ).id
-
-
-def deliveries(platform: Platform, kind: str = "callback") -> list[Any]:
-    return platform.rows("SELECT * FROM deliveries WHERE kind = :kind ORDER BY sequences", kind=kind)
-
-
-def ids(platform: Platform, kind: str = "callback") -> list[UUID]:
-    return [row.id for row in deliveries(platform, kind)]
-
-
-def make_due(platform: Platform) -> None:
-    platform.rows("UPDATE deliveries SET announce_at = now() WHERE announce_at IS NOT NULL")
+def deliverer(platform: Platform, app: Celery) -> Iterator[PatientDeliverer]:
+    with delivering(platform, app) as made:
+        yield made
 
 
 def called_back(platform: Platform, endpoint: Endpoint, jobs: int = 1) -> list[Job]:
@@ -76,7 +52,7 @@ def called_back(platform: Platform, endpoint: Endpoint, jobs: int = 1) -> list[J
 
 
 def test_outcome_arrives_signed_with_the_job_and_without_its_payload(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     endpoint = Endpoint(platform, receiver.url())
     (job,) = called_back(platform, endpoint)
@@ -96,7 +72,7 @@ def test_outcome_arrives_signed_with_the_job_and_without_its_payload(
 
 
 def test_retries_repeat_body_and_id_to_the_byte(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     receiver.will(answer(500), close())
     endpoint = Endpoint(platform, receiver.url())
@@ -116,7 +92,7 @@ def test_retries_repeat_body_and_id_to_the_byte(
 
 
 def test_delivered_and_undue_ones_are_not_sent_again(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     receiver.will(answer(204), answer(503))
     called_back(platform, Endpoint(platform, receiver.url()), jobs=2)
@@ -127,7 +103,7 @@ def test_delivered_and_undue_ones_are_not_sent_again(
 
 
 def test_two_workers_with_the_same_announcement_send_once(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     called_back(platform, Endpoint(platform, receiver.url()), jobs=5)
     announced = ids(platform)
@@ -137,7 +113,7 @@ def test_two_workers_with_the_same_announcement_send_once(
 
 
 def test_410_disables_the_endpoint_and_what_waits_for_it_is_given_up(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     receiver.will(answer(410))
     endpoint = Endpoint(platform, receiver.url())
@@ -153,21 +129,18 @@ def test_410_disables_the_endpoint_and_what_waits_for_it_is_given_up(
 
 
 def test_both_secrets_sign_while_the_old_one_is_rotated_out(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     endpoint, new = Endpoint(platform, receiver.url()), new_secret()
-    rotate = (
-        "UPDATE callback_endpoints SET previous_secret = secret, secret = :new, "
-        "previous_secret_until = now() + make_interval(hours => :hours) WHERE id = :id"
-    )
-    platform.rows(rotate, new=new, hours=24, id=endpoint.id)
+    with platform.database.transaction() as connection:
+        platform.container.endpoints.rotate(connection, platform.ada.id, endpoint.id, new)
     called_back(platform, endpoint)
     deliverer.deliver(ids(platform))
     assert receiver.requests[0].verify(new) == receiver.requests[0].verify(endpoint.secret)
 
 
 def test_breaker_parks_the_rest_without_burning_attempts_and_one_probe_closes_it(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     receiver.will_always(answer(503))
     called_back(platform, Endpoint(platform, receiver.url()), jobs=THRESHOLD + 3)
@@ -190,7 +163,7 @@ def test_breaker_parks_the_rest_without_burning_attempts_and_one_probe_closes_it
 
 
 def test_failing_host_delays_no_other(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     with WebhookReceiver() as failing:
         failing.will_always(answer(500))
@@ -201,7 +174,7 @@ def test_failing_host_delays_no_other(
 
 
 def test_parking_leaves_alone_what_somebody_else_has_sent_meanwhile(
-    platform: Platform, deliverer: Deliverer, receiver: WebhookReceiver
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
 ) -> None:
     called_back(platform, Endpoint(platform, receiver.url()), jobs=3)
     outbox = Outbox()
@@ -253,7 +226,7 @@ def client(broker_url: str) -> Iterator[Connection]:
 
 
 def test_reply_reaches_the_callers_queue_with_its_correlation(
-    platform: Platform, deliverer: Deliverer, client: Connection
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
 ) -> None:
     listener = Listener(client, "answers-to-ada")
     (job,) = platform.made(platform.create(reply_to="answers-to-ada", correlation_id="order-7"))
@@ -267,7 +240,7 @@ def test_reply_reaches_the_callers_queue_with_its_correlation(
     assert deliveries(platform, "reply")[0].state == "delivered"
 
 
-def test_reply_to_a_queue_that_is_gone_is_given_up(platform: Platform, deliverer: Deliverer) -> None:
+def test_reply_to_a_queue_that_is_gone_is_given_up(platform: Platform, deliverer: PatientDeliverer) -> None:
     platform.made(platform.create(reply_to="nobody-listens"))
     deliverer.deliver(ids(platform, "reply"))
     (row,) = deliveries(platform, "reply")
@@ -276,7 +249,7 @@ def test_reply_to_a_queue_that_is_gone_is_given_up(platform: Platform, deliverer
 
 
 def test_events_reach_who_listens_as_cloud_events_in_order(
-    platform: Platform, deliverer: Deliverer, client: Connection
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
 ) -> None:
     listener = Listener(client, "ears", "entities.create.*")
     jobs = platform.made(*(platform.create() for _ in range(5)))
@@ -297,10 +270,8 @@ def test_events_reach_who_listens_as_cloud_events_in_order(
 def test_what_the_broker_did_not_take_waits_for_it_seconds_not_the_whole_claim(platform: Platform) -> None:
     platform.made(platform.create(reply_to="answers-to-ada"), platform.create())
     unreachable = make_app(platform.settings.model_copy(update={"broker_url": "amqp://127.0.0.1:1//"}))
-    sender = WebhookSender(version="test", tls=trust(), allow_private=True, deadline=timedelta(seconds=5))
     waiting = ids(platform, "events") + ids(platform, "reply")
-    with ThreadPoolExecutor(1) as threads:
-        Deliverer(platform.database, Outbox(), sender, Publisher(unreachable), threads).deliver(waiting)
+    Deliverer(platform.database, Outbox(), make_sending(platform), Publisher(unreachable)).deliver(waiting)
     rows = deliveries(platform, "events") + deliveries(platform, "reply")
     assert [(row.state, row.attempts) for row in rows] == [("pending", 0), ("pending", 0)]
     soon = datetime.now(UTC) + BROKER_REST + timedelta(seconds=1)
@@ -308,23 +279,23 @@ def test_what_the_broker_did_not_take_waits_for_it_seconds_not_the_whole_claim(p
 
 
 def test_unheard_events_cost_one_message_for_each_key(
-    platform: Platform, deliverer: Deliverer, monkeypatch: pytest.MonkeyPatch
+    platform: Platform, deliverer: PatientDeliverer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     platform.made(*(platform.create() for _ in range(20)), platform.ticket(str(datetime.now(UTC))))
-    publish, keys = deliverer._publisher.message, []
+    publish, keys = deliverer.deliverer._publisher.message, []
 
     def count(*arguments: Any, **named: Any) -> bool:
         keys.append(named["routing_key"])
         return publish(*arguments, **named)
 
-    monkeypatch.setattr(deliverer._publisher, "message", count)
+    monkeypatch.setattr(deliverer.deliverer._publisher, "message", count)
     deliverer.deliver(ids(platform, "events"))
     assert keys == ["entities.create.succeeded", "tickets.create.succeeded"]
     assert deliveries(platform, "events")[0].state == "delivered"
 
 
 def test_events_tell_each_end_of_a_redriven_job_as_it_was(
-    platform: Platform, deliverer: Deliverer, client: Connection
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
 ) -> None:
     listener = Listener(client, "obituaries", "#")
     (job,) = platform.accept(platform.create())
@@ -332,7 +303,7 @@ def test_events_tell_each_end_of_a_redriven_job_as_it_was(
     platform.applier().apply([job], are_suspect=True)
     deliverer.deliver(ids(platform, "events"))
     with platform.database.transaction() as connection:
-        platform.ledger.redrive(connection, job)
+        platform.ledger.redrive(connection, {job: None})
     platform.applier().apply([job])
     deliverer.deliver(ids(platform, "events"))
     told = [json.loads(listener.message().body)["type"] for _ in range(2)]

@@ -25,7 +25,8 @@ from models.errors import (
 from models.ids import new_id
 from models.intake import Answer, Receipt
 from models.job import Operation, Priority, Submission, to_json
-from models.ledger import REANNOUNCE_AFTER, RESCUE_AFTER, JobQuery, Outcome
+from models.job_query import JobQuery
+from models.ledger import REANNOUNCE_AFTER, RESCUE_AFTER, Outcome
 from tests.kit.platform import Platform
 from tests.kit.tickets import BROKEN
 from tests.kit.waiting import wait_until
@@ -126,6 +127,24 @@ def test_twins_in_one_batch_are_one_job(platform: Platform) -> None:
     assert receipt(answers[1]).job.id == receipt(answers[0]).job.id == batch[0].job_id
     assert isinstance(answers[2], Unprocessable)
     assert not receipt(answers[3]).is_replay
+
+
+def test_request_is_not_answered_with_what_another_one_of_its_key_is_refused_for(platform: Platform) -> None:
+    (job,) = platform.accept(keyed(platform))
+    other, same = keyed(platform, fingerprint=b"other"), keyed(platform)
+    answers = platform.intake.accept([other, same])
+    assert isinstance(answers[0], Unprocessable)
+    assert (receipt(answers[1]).job.id, receipt(answers[1]).is_replay) == (job, True)
+
+
+def test_request_takes_the_key_that_a_refused_one_of_its_batch_left(platform: Platform) -> None:
+    refused = platform.submission(
+        Operation.DELETE, new_id(), idempotency_key="k", fingerprint=b"nothing is there"
+    )
+    first, second, twin = keyed(platform), keyed(platform, fingerprint=b"other"), keyed(platform)
+    answers = platform.intake.accept([refused, first, second, twin])
+    assert [type(one) for one in answers] == [NotFound, Receipt, Unprocessable, Receipt]
+    assert receipt(answers[3]).job.id == first.job_id
 
 
 def test_refused_request_does_not_use_up_its_key(platform: Platform) -> None:
@@ -280,11 +299,52 @@ def test_commit_that_succeeded_unheard_is_found_by_looking_up(platform: Platform
     assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 2
 
 
-def test_commit_that_never_happened_is_told_as_such(platform: Platform) -> None:
-    with connection_lost_at_commit(platform, is_committed=False), pytest.raises(DatabaseUnavailable):
-        platform.intake.accept([platform.create(), keyed(platform)])
+def test_commit_that_certainly_never_happened_is_made_once_more(platform: Platform) -> None:
+    batch = [platform.create(), keyed(platform)]
+    with connection_lost_at_commit(platform, is_committed=False):
+        answers = platform.intake.accept(batch)
+    assert [receipt(one).job.id for one in answers] == [one.job_id for one in batch]
+    assert not any(receipt(one).is_replay for one in answers)
+    assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 2
+
+
+@contextmanager
+def connections_lost_before_commit(platform: Platform, times: int) -> Iterator[list[int]]:
+    """The server ends the session of the next ``times`` acceptances, in the midst of their transaction."""
+    accept, lost = platform.ledger.accept, list[int]()
+
+    def lose(connection: Connection, batch: Any) -> Any:
+        added = accept(connection, batch)
+        if len(lost) < times:
+            raw: Any = connection.connection.driver_connection
+            lost.append(raw.info.backend_pid)
+            platform.rows("SELECT pg_terminate_backend(:pid, 5000)", pid=lost[-1])
+            connection.execute(text("SELECT 1"))
+        return added
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform.ledger, "accept", lose)
+        yield lost
+
+
+def test_connection_lost_before_commit_is_noticed_by_nobody(platform: Platform) -> None:
+    with connections_lost_before_commit(platform, times=1) as lost:
+        answers = platform.intake.accept([platform.create(), keyed(platform)])
+    assert len(lost) == 1
+    assert [receipt(one).is_replay for one in answers] == [False, False]
+    assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 2
+
+
+def test_connection_is_retried_once_and_not_for_ever(platform: Platform) -> None:
+    with connections_lost_before_commit(platform, times=5) as lost, pytest.raises(DatabaseUnavailable):
+        platform.intake.accept([platform.create()])
+    assert len(lost) == 2
     assert platform.rows("SELECT count(*) FROM jobs")[0][0] == 0
-    assert not receipt(platform.intake.accept([keyed(platform)])[0]).is_replay
+
+
+def test_transaction_that_a_crash_forgot_is_not_under_way(platform: Platform) -> None:
+    with platform.database.snapshot() as connection:
+        assert not platform.ledger.is_under_way(connection, 2**40)
 
 
 def test_commit_still_under_way_when_the_connection_was_lost_is_waited_for(
@@ -489,7 +549,7 @@ def test_dead_job_is_redriven_at_the_end_of_its_lane(platform: Platform) -> None
     assert platform.states(ids) == ["dead", "succeeded"]
     ids += platform.accept(platform.patch_ticket(ticket, note="y"))
     platform.rows('UPDATE jobs SET payload = \'{"note": "mended"}\' WHERE id = :id', id=ids[0])
-    in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, ids[0]))
+    in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, {ids[0]: None}))
     job = platform.job(ids[0])
     assert (job.state, job.attempt, job.error, job.finished_at) == ("queued", 0, None, None)
     platform.applier().apply(ids)
@@ -503,7 +563,7 @@ def test_only_a_dead_job_can_be_redriven(platform: Platform, state: str) -> None
     if state == "succeeded":
         platform.applier().apply([job])
     with pytest.raises(Conflict):
-        in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, job))
+        in_one_transaction(platform, lambda connection: platform.ledger.redrive(connection, {job: None}))
     assert platform.job(job).state == state
 
 

@@ -181,7 +181,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if is_mended:
             self.platform.rows("UPDATE jobs SET payload = '{\"labels\": {}}' WHERE id = :id", id=job.id)
             job.is_broken = False
-        self._do(lambda connection: self.platform.ledger.redrive(connection, job.id))
+        self._do(lambda connection: self.platform.ledger.redrive(connection, {job.id: None}))
         job.move(JobState.QUEUED)
         job.attempt, job.generation, job.is_due = 0, job.generation + 1, True
         self.lanes[job.lane].append(job)

@@ -1,10 +1,13 @@
 """The API as a client meets it: a real server on a free port, a real database, jobs applied in the test."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +74,7 @@ class Api:
     applier: Applier
     users: dict[Role, Principal]
     tokens: dict[Role, str]
+    stop: Callable[[], None]
     _pool: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=64, retries=False))
 
     def request(
@@ -164,13 +168,41 @@ def running_api(
     applier = Applier(
         container.database, container.ledger, container.registry, container.users, container.retry_policy
     )
+
+    def begin_to_stop() -> None:
+        server.should_exit = True
+
     tokens = {role: container.tokens.issue(user) for role, user in users.items()}
     try:
-        yield Api(f"http://127.0.0.1:{port}", port, container, announcer, edge, applier, users, tokens)
+        url = f"http://127.0.0.1:{port}"
+        yield Api(url, port, container, announcer, edge, applier, users, tokens, begin_to_stop)
     finally:
-        server.should_exit = True
+        begin_to_stop()
         thread.join(timeout=15)
         container.close()
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from api_shim.announcing import SilentAnnouncer
+from api_shim.main import serve
+from models.settings import Settings
+url, data, port = sys.argv[1:]
+settings = Settings(_env_file=None, database_url=url, data_dir=Path(data), api_port=int(port))
+sys.exit(serve(settings, SilentAnnouncer()))
+"""
+
+
+def serve(url: str, data_dir: Path, port: int) -> "subprocess.Popen[str]":
+    """An API as a process of its own, that announces nothing. The caller ends it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _SERVE, url, str(data_dir), str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
 
 
 _HASHES: list[str] = []

@@ -32,7 +32,9 @@ class MemoryRepository:
     def heads(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Head]:
         """See ``Repository``."""
         return {
-            one: Head(self._rows[one]["owner_id"], self._rows[one]["version"])
+            one: Head(
+                self._rows[one]["owner_id"], self._rows[one]["version"], self._parent_of(self._rows[one])
+            )
             for one in ids
             if one in self._rows
         }
@@ -52,7 +54,8 @@ class MemoryRepository:
         for row, version in rows:
             present = self._rows.get(row["id"])
             if present is not None and present["version"] == version:
-                kept = {name: present[name] for name in ("id", "owner_id", "created_at")}
+                names = ("id", "owner_id", "created_at", self._resource.parent_column)
+                kept = {name: present[name] for name in names if name is not None}
                 self._rows[row["id"]] = {name: row.get(name) for name in self._columns} | kept
                 matched.add(row["id"])
         return matched
@@ -67,6 +70,13 @@ class MemoryRepository:
         for one in matched:
             self._buried[one] = self._rows.pop(one)["version"] + 1
         return matched
+
+    def delete_parts(self, connection: Connection, parent_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """See ``Repository``."""
+        gone = [one for one, row in self._rows.items() if self._parent_of(row) in parent_ids]
+        for one in gone:
+            self._buried[one] = self._rows.pop(one)["version"] + 1
+        return {one: self._buried[one] for one in gone}
 
     def buried_versions(self, connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
         """See ``Repository``."""
@@ -89,10 +99,15 @@ class MemoryRepository:
             ]
         return [dict(row) for row in found[: query.limit]]
 
+    def _parent_of(self, row: Row) -> UUID | None:
+        column = self._resource.parent_column
+        return None if column is None else row[column]
+
     def _is_wanted(self, row: Row, query: PageQuery) -> bool:
         searched = [row[name] or "" for name in self._resource.searchable if name in row]
         return (
             (query.owner_id is None or row["owner_id"] == query.owner_id)
+            and (query.parent_id is None or self._parent_of(row) == query.parent_id)
             and (query.status is None or row["status"] == query.status)
             and (query.search is None or any(query.search.lower() in text.lower() for text in searched))
         )

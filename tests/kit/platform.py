@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 
@@ -163,6 +165,7 @@ class Platform:
     def end_everything(self) -> None:
         """Leave no job and no delivery open, so that a test does not see its predecessor's."""
         self.rows("DELETE FROM deliveries")
+        self.rows("DELETE FROM callback_endpoints")
         self.rows("DELETE FROM breakers")
         self.rows("DELETE FROM jobs")
         self.rows("DELETE FROM job_events")
@@ -171,10 +174,11 @@ class Platform:
 @contextmanager
 def running_platform(database_url: str, **settings: Any) -> Iterator[Platform]:
     """A platform on an empty database, for the length of a block."""
-    platform = Platform(
-        Settings(_env_file=None, database_url=database_url, resources=("tests.kit.tickets",), **settings)
-    )
-    try:
-        yield platform
-    finally:
-        platform.container.close()
+    given = {"resources": ("tests.kit.tickets",)} | settings
+    with TemporaryDirectory() as keys:
+        made = Settings(_env_file=None, database_url=database_url, data_dir=Path(keys), **given)
+        platform = Platform(made)
+        try:
+            yield platform
+        finally:
+            platform.container.close()

@@ -1,4 +1,4 @@
-"""A batch with a bad row is halved; a fault in the second half never unsays what the first was told."""
+"""A batch with a bad row is halved inside one transaction: all of the good rows are accepted, or none."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,24 +8,34 @@ from uuid import UUID
 import pytest
 from sqlalchemy import exc
 
-from models.errors import Contention, DatabaseUnavailable, Invalid, Transient, Unavailable
+from models.errors import Contention, DatabaseUnavailable, Invalid, Transient
 from models.identity.principals import Principal, Role
 from models.ids import new_id
 from models.intake import Answers, Intake, Receipt
 from models.job import Door, Job, Operation, Submission
 
 
-class _Database:
+class _Connection:
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def begin_nested(self) -> Iterator[None]:
         yield
+
+
+class _Database:
+    committed = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[_Connection]:
+        yield _Connection()
+        self.committed += 1
 
 
 class _Scripted(Intake):
     """Answers alone what the script says; any larger batch is refused by the database."""
 
     def __init__(self, script: dict[UUID, Exception | None]) -> None:
-        super().__init__(cast(Any, _Database()), cast(Any, None), cast(Any, None), cast(Any, None))
+        self.database = _Database()
+        super().__init__(cast(Any, self.database), cast(Any, None), cast(Any, None), cast(Any, None))
         self.script = script
 
     def _answers(self, connection: object, batch: Sequence[Submission]) -> tuple[Answers, None]:
@@ -61,10 +71,17 @@ def test_only_the_bad_row_is_refused() -> None:
 
 
 @pytest.mark.parametrize("fault", [Contention("busy"), DatabaseUnavailable("away")])
-def test_fault_after_a_part_was_accepted_refuses_only_the_rest(fault: Transient) -> None:
+def test_fault_among_the_halves_accepts_nothing(fault: Transient) -> None:
     intake, batch = _batch(None, None, fault, None)
-    kinds = [type(answer) for answer in intake.accept(batch)]
-    assert kinds == [Receipt, Receipt, Unavailable, Unavailable]
+    with pytest.raises(type(fault)):
+        intake.accept(batch)
+    assert intake.database.committed == 0
+
+
+def test_halves_share_one_transaction() -> None:
+    intake, batch = _batch(None, exc.DataError("x", {}, Exception()), None)
+    intake.accept(batch)
+    assert intake.database.committed == 1
 
 
 def test_fault_before_anything_was_accepted_is_raised() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from models.errors import ConfigurationError
 from models.identity import keys
-from models.identity.keys import derived_key, load_jwk_set
+from models.identity.keys import derived_key, load_jwk_set, rotate_jwk_set
 from models.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +97,22 @@ def test_spoiled_master_key_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "keys" / "master.hex").write_text("not hexadecimal")
     with pytest.raises(ConfigurationError, match=r"master\.hex"):
         derived_key(settings_in(tmp_path), "x")
+
+
+def test_rotation_keeps_the_others_for_a_day_and_stays_private(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    first = load_jwk_set(settings)["keys"][0]["kid"]
+    second = rotate_jwk_set(settings, now=lambda: 1_000_000)["keys"][0]["kid"]
+    third = rotate_jwk_set(settings, now=lambda: 1_000_000 + 80_000)
+    assert [key["kid"] for key in third["keys"]] == [third["keys"][0]["kid"], second, first]
+    fourth = rotate_jwk_set(settings, now=lambda: 1_000_000 + 90_000)
+    assert [key["kid"] for key in fourth["keys"][1:]] == [third["keys"][0]["kid"], second]
+    assert load_jwk_set(settings) == fourth
+    assert stat.S_IMODE((tmp_path / "keys" / "jwt.json").stat().st_mode) == 0o600
+
+
+def test_keys_given_by_setting_are_not_rotated(tmp_path: Path) -> None:
+    given = Settings(_env_file=None, data_dir=tmp_path, jwt_keys='{"keys": []}')
+    with pytest.raises(ConfigurationError, match="WAYBILL_JWT_KEYS"):
+        rotate_jwk_set(given)
+    assert not (tmp_path / "keys").exists()

@@ -8,9 +8,9 @@ from models.identity.principals import DEFAULT_PERMISSIONS, Action, Principal, R
 from models.ids import new_id
 
 REACHES = {
-    Role.ADMIN: {Action.READ: Reach.ALL, Action.WRITE: Reach.ALL, Action.DELETE: Reach.ALL},
-    Role.USER: {Action.READ: Reach.OWN, Action.WRITE: Reach.OWN, Action.DELETE: Reach.OWN},
-    Role.GUEST: {Action.READ: Reach.ALL, Action.WRITE: None, Action.DELETE: None},
+    Role.ADMIN: dict.fromkeys(Action, Reach.ALL),
+    Role.USER: {**dict.fromkeys(Action, Reach.OWN), Action.MANAGE: None},
+    Role.GUEST: {**dict.fromkeys(Action), Action.READ: Reach.ALL},
 }
 
 
@@ -20,7 +20,7 @@ def test_default_permissions(role: Role, action: Action) -> None:
     somebody = Principal(new_id(), "somebody@example.org", role)
     assert reach_of(DEFAULT_PERMISSIONS, role, action) is reach
     assert may(DEFAULT_PERMISSIONS, somebody, action, somebody.id) is (reach is not None)
-    assert may(DEFAULT_PERMISSIONS, somebody, action, None) is (reach is not None)
+    assert may(DEFAULT_PERMISSIONS, somebody, action, None) is (reach is Reach.ALL)
     assert may(DEFAULT_PERMISSIONS, somebody, action, new_id()) is (reach is Reach.ALL)
 
 

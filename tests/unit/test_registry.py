@@ -12,7 +12,7 @@ from tests.kit import tickets
 
 def test_built_in_and_named_resources_are_found_by_name() -> None:
     registry = discover(["tests.kit.tickets", "tests.kit.tickets"])
-    assert [one.type.name for one in registry] == ["entities", "tickets"]
+    assert [one.type.name for one in registry] == ["entities", "related", "tickets", "users"]
     assert registry["tickets"].type is tickets.RESOURCE
     assert "tickets" in registry
     assert "parcels" not in registry

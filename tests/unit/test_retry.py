@@ -6,52 +6,86 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import Conflict, Contention, DatabaseUnavailable, Forbidden, Invalid, NotFound, Unavailable
-from models.retry import Die, Fail, Retry, RetryPolicy
+from models.errors import (
+    ConfigurationError,
+    Conflict,
+    Contention,
+    DatabaseUnavailable,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Permanent,
+    Unavailable,
+)
+from models.retry import Die, Fail, Retry, RetryPolicy, reason_of
 
 POLICY = RetryPolicy(max_attempts=5, base=timedelta(seconds=1), cap=timedelta(seconds=6))
 errors = st.sampled_from([Contention("x"), DatabaseUnavailable("x"), RuntimeError("x"), KeyError("x")])
 
 
-def longest(_low: float, high: float) -> float:
-    return high
+def within(seconds: float) -> Retry:
+    return Retry(timedelta(seconds=seconds))
 
 
-def shortest(low: float, _high: float) -> float:
-    return low
-
-
-@pytest.mark.parametrize("refusal", [Conflict, Forbidden, Invalid, NotFound, Unavailable])
-@pytest.mark.parametrize("attempt", [1, 5, 99])
-def test_business_outcome_is_final_at_once(refusal: type[Exception], attempt: int) -> None:
-    assert POLICY.decide(refusal("x"), attempt) == Fail()
-
-
-@pytest.mark.parametrize(("attempt", "seconds"), [(1, 1), (2, 2), (3, 4), (4, 6)])
-def test_rest_doubles_up_to_the_cap(attempt: int, seconds: int) -> None:
-    assert POLICY.decide(Contention("x"), attempt, uniform=longest) == Retry(timedelta(seconds=seconds))
-
-
-def test_unknown_fault_rests_longer_than_a_transient_one() -> None:
-    transient = POLICY.decide(Contention("x"), 3, uniform=shortest)
-    unknown = POLICY.decide(RuntimeError("x"), 3, uniform=shortest)
-    assert (transient, unknown) == (Retry(timedelta(seconds=0.4)), Retry(timedelta(seconds=2)))
-
-
-@given(errors, st.integers(min_value=5))
-def test_attempts_run_out(error: Exception, attempt: int) -> None:
-    assert POLICY.decide(error, attempt) == Die()
-
-
-@given(
-    errors,
-    st.integers(1, 10_000),
-    st.timedeltas(timedelta(0), timedelta(days=1)),
-    st.timedeltas(timedelta(0), timedelta(days=7)),
+@pytest.mark.parametrize(
+    ("error", "attempt", "decision"),
+    [
+        *((refusal("x"), 1, Fail()) for refusal in (Conflict, Forbidden, Invalid, NotFound, Unavailable)),
+        (Conflict("x"), 99, Fail()),
+        (Permanent("x"), 1, Die()),
+        (ConfigurationError("x"), 1, Die()),
+        (Contention("x"), 1, within(1)),
+        (Contention("x"), 2, within(2)),
+        (Contention("x"), 3, within(4)),
+        (Contention("x"), 4, within(6)),
+        (Contention("x"), 5, Die()),
+        (DatabaseUnavailable("x"), 4, within(6)),
+        (RuntimeError("x"), 1, within(1)),
+        (RuntimeError("x"), 4, within(6)),
+        (RuntimeError("x"), 5, Die()),
+        (RuntimeError("x"), 1000, Die()),
+    ],
+    ids=str,
 )
+def test_decision(error: Exception, attempt: int, decision: object) -> None:
+    assert POLICY.decide(error, attempt) == decision
+
+
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 0), (0.25, 1), (1.0, 4)])
+def test_jitter_is_full(chance: float, seconds: float) -> None:
+    assert within(4).delay(chance) == timedelta(seconds=seconds)
+
+
+@given(errors, st.integers(1, 100), st.timedeltas(timedelta(0), timedelta(days=1)), st.floats(0, 1))
 def test_rest_is_never_negative_and_never_above_the_cap(
-    error: Exception, attempt: int, base: timedelta, cap: timedelta
+    error: Exception, attempt: int, cap: timedelta, chance: float
 ) -> None:
-    decision = RetryPolicy(max_attempts=attempt + 1, base=base, cap=cap).decide(error, attempt)
-    assert isinstance(decision, Retry)
-    assert timedelta(0) <= decision.delay <= cap
+    policy = RetryPolicy(max_attempts=100, base=timedelta(seconds=3), cap=cap)
+    decision = policy.decide(error, attempt)
+    if attempt == 100:
+        assert decision == Die()
+    else:
+        assert isinstance(decision, Retry)
+        assert timedelta(0) <= decision.delay(chance) <= decision.within <= cap
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": 101},
+        {"base": timedelta(seconds=-1)},
+        {"cap": timedelta(seconds=-1)},
+        {"cap": timedelta(days=2)},
+    ],
+    ids=str,
+)
+def test_malformed_policy_is_refused_at_the_start(malformed: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match="retry policy"):
+        RetryPolicy(**malformed)  # type: ignore[arg-type]
+
+
+def test_reason_tells_of_an_unknown_fault_only_its_kind() -> None:
+    assert reason_of(RuntimeError("with a secret inside")) == "RuntimeError"
+    assert reason_of(Contention("busy")) == "Contention: busy"
+    assert reason_of(Conflict("taken")) == "Conflict: taken"

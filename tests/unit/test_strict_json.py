@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models import strict_json
@@ -129,10 +129,12 @@ def test_no_spelling_hides_a_member_that_comes_twice(document: dict[str, Any], d
         strict_json.parse(body.encode())
 
 
+# ---- the fast reading against a slow one -----------------------------------------------
+
+
 def _slow_depth(body: bytes) -> int:
-    """The deepest nesting, byte by byte: the reference."""
-    depth = deepest = 0
-    in_string = escaped = False
+    """The deepest nesting, byte by byte."""
+    deepest, depth, in_string, escaped = 0, 0, False, False
     for byte in body:
         if in_string:
             in_string = escaped or byte != 0x22
@@ -147,19 +149,110 @@ def _slow_depth(body: bytes) -> int:
     return deepest
 
 
-_pieces = st.sampled_from(
-    [b"[", b"{", b"]", b"}", b'"', b"\\", b'\\"', b"x", b"[" * 60, b"]" * 40, b'"[[["', b"\n"]
+def _slow_reading(body: bytes) -> Any:
+    """The value, or ValueError: the standard library with every rule checked on what it hands over."""
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, _ in pairs:
+            text(name)
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("twice")
+        return dict(pairs)
+
+    def text(value: str) -> None:
+        if "\x00" in value:
+            raise ValueError("NUL")
+        value.encode()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, str):
+            text(value)
+        elif isinstance(value, float):
+            if abs(value) == float("inf") or value != value:
+                raise ValueError("not finite")
+        elif isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise ValueError("beyond 64 bits")
+        elif isinstance(value, list | dict):
+            for inner in value.values() if isinstance(value, dict) else value:
+                walk(inner)
+
+    if _slow_depth(body) > 100:
+        raise ValueError("deep")
+    value = json.loads(body.decode(), object_pairs_hook=members)
+    walk(value)
+    return value
+
+
+pieces = st.sampled_from(
+    [
+        *'[]{}":,\\',
+        '"a"',
+        '"a":',
+        '{"a":1',
+        "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+        "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",
+        *('"\\\\"', '"\\""', '"[{"', '"]\\\\\\""', '"\\u003a"', '"\\u0061"', '"\\ud83d\\ude00"', '"\\ud83d"'),
+        *(
+            "0",
+            "-1",
+            "1.5e3",
+            "1e400",
+            "0.12345678901234567890",
+            "9223372036854775807",
+            "9223372036854775808",
+        ),
+        *("-9223372036854775808", "18446744073709551616", "123456789012345678901234567890.5", "1e20", "null"),
+    ]
+)
+fragments = st.lists(pieces, max_size=30).map("".join)
+values = st.recursive(
+    st.sampled_from(
+        ['"\\\\"', '"\\""', '"[{"', '"\\u003a"', '"\\u0061"', '"\\ud800"', '"4111111111111111"', "true", '""']
+    )
+    | st.sampled_from(["1", "1e400", "0.12345678901234567890", "9223372036854775808", "-9223372036854775809"])
+    | st.sampled_from(["12345678901234567", "18446744073709551616", "1e20", "1234567890123456789e9", "-0"]),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda some: f"[{','.join(some)}]")
+        | st.lists(st.tuples(st.sampled_from(['"a"', '"\\u0061"', '"b:"', '"["']), inner), max_size=3).map(
+            lambda some: "{" + ",".join(f"{name}:{value}" for name, value in some) + "}"
+        )
+        | st.tuples(inner, st.integers(1, 120)).map(lambda deep: "[" * deep[1] + deep[0] + "]" * deep[1])
+    ),
+    max_leaves=12,
 )
 
 
-@given(st.lists(_pieces, max_size=60).map(b"".join))
-@settings(max_examples=500)
-def test_depth_is_what_the_slow_reference_counts(body: bytes) -> None:
-    body += b"[]" * 101  # enough brackets to be counted at all
-    too_deep = _slow_depth(body) > strict_json.MAX_DEPTH
+@given(st.one_of(fragments, values))
+@example("[" * 99 + '"]\\\\"' + ',"["' + "]" * 99)
+@example('[{"a":' * 51 + "1" + "}]" * 51)
+def test_fast_and_slow_reading_agree(text: str) -> None:
+    body = text.encode()
     try:
+        expected = _slow_reading(body)
+    except (ValueError, RecursionError):
+        with pytest.raises(Invalid):
+            strict_json.parse(body)
+    else:
+        assert json.dumps(strict_json.parse(body)) == json.dumps(expected)
+
+
+@given(st.lists(st.sampled_from(["[", "{", "}", "]", '""', '"]"', '"\\\\"', '"\\"["', "1"]), max_size=400))
+@example(["["] * 100 + ["]"] * 100 + ["["] * 100)
+@example(["["] * 101)
+@example(["["] * 100 + ['"\\"["'] + ["]"] * 100)
+@example(["["] * 100 + ['"\\\\"', "[", '"\\\\"'])
+def test_depth_is_counted_as_byte_by_byte(pieces: list[str]) -> None:
+    body = "".join(pieces).encode() + b"[]" * 60
+    if _slow_depth(body) > 100:
+        with pytest.raises(Invalid, match="deeper"):
+            strict_json._check_depth(body)
+    else:
         strict_json._check_depth(body)
-        refused = False
-    except Invalid:
-        refused = True
-    assert refused == too_deep
+
+
+def test_depth_is_counted_across_the_parts_that_are_read_at_once() -> None:
+    flat = b"[]" * strict_json._STEPS_AT_ONCE
+    strict_json._check_depth(b"[" * 99 + flat + b"]" * 99)
+    with pytest.raises(Invalid, match="deeper"):
+        strict_json._check_depth(b"[" * 100 + flat + b"]" * 100)

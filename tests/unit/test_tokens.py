@@ -3,18 +3,21 @@
 import base64
 import json
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jwt.algorithms import OKPAlgorithm
+from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 
+from models.container import Container
 from models.errors import ConfigurationError, Unauthorized
-from models.identity.keys import load_jwk_set
+from models.identity.keys import load_jwk_set, rotate_jwk_set
 from models.identity.principals import Principal, Role
 from models.identity.tokens import Tokens
 from models.ids import new_id
@@ -65,6 +68,16 @@ HOSTILE = {
         STRANGE, headers={"kid": "now", "jwk": jwk("now", STRANGE)}
     ),
     "another of our keys than it says": signed(OLD),
+    "its key by address": signed(headers={"kid": "now", "jku": "https://evil.example/keys"}),
+    "its certificate by address": signed(headers={"kid": "now", "x5u": "https://evil.example/cert"}),
+    "its certificate enclosed": signed(headers={"kid": "now", "x5c": ["AAAA"]}),
+    "critical extension": signed(headers={"kid": "now", "crit": ["exp"], "exp": 1}),
+    "unencoded payload": signed(headers={"kid": "now", "b64": False, "crit": ["b64"]}),
+    "header too large": signed(headers={"kid": "now", "typ": "x" * 600}),
+    "header nested too deeply": f"{part([[[]]] * 50).replace('=', '')}.{part(CLAIMS)}.AAAA",
+    "kid that is a number": f"{part({'alg': 'EdDSA', 'kid': 5})}.{part(CLAIMS)}.AAAA",
+    "algorithm of another key": f"{part({'alg': 'RS256', 'kid': 'now'})}.{part(CLAIMS)}.AAAA",
+    "our refresh token": "wbr_" + "A" * 64,
     "unknown kid": signed(headers={"kid": "other"}),
     "no kid": signed(headers={}),
     "expired": signed(exp=NOW - 60),
@@ -90,6 +103,60 @@ HOSTILE = {
 }
 
 
+def oct_key(kid: str, size: int) -> dict[str, Any]:
+    return {"kty": "oct", "kid": kid, "k": base64.urlsafe_b64encode(b"k" * size).decode().rstrip("=")}
+
+
+def rsa_key(kid: str, bits: int) -> dict[str, Any]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    return {**json.loads(RSAAlgorithm.to_jwk(key)), "kid": kid}
+
+
+@pytest.mark.parametrize("key", [oct_key("k", 32), rsa_key("k", 2048)], ids=["HS256", "RS256"])
+def test_other_algorithms_sign_and_verify_by_setting(key: dict[str, Any]) -> None:
+    tokens = Tokens({"keys": [key, jwk("now", KEY)]})
+    token = tokens.issue(ADA)
+    assert jwt.get_unverified_header(token)["alg"] == {"oct": "HS256", "RSA": "RS256"}[key["kty"]]
+    assert tokens.verify(token).principal == ADA
+    assert tokens.verify(TOKENS.issue(ADA)).principal == ADA
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [oct_key("k", 31)],
+        [rsa_key("k", 1024)],
+        [jwk("same", KEY), jwk("same", OLD)],
+        [jwk("now", KEY) | {"alg": "HS256"}],
+        [jwk("now", KEY) | {"kid": 5}],
+        [{**json.loads(OKPAlgorithm.to_jwk(Ed448PrivateKey.generate())), "kid": "448"}],
+    ],
+    ids=["short HS256", "short RS256", "same kid", "another algorithm", "kid no text", "another curve"],
+)
+def test_weak_or_ambiguous_keys_are_refused(keys: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigurationError, match=r"^WAYBILL_JWT_KEYS"):
+        Tokens({"keys": keys})
+
+
+def test_key_that_a_neighbour_rotated_in_is_taken_up_at_once(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    running = Container(settings, role="test").tokens
+    before = running.issue(ADA)
+    rotate_jwk_set(settings)
+    after = Tokens(load_jwk_set(settings)).issue(ADA)
+    assert jwt.get_unverified_header(after)["kid"] != jwt.get_unverified_header(before)["kid"]
+    assert running.verify(after).principal == ADA
+    assert running.verify(before).principal == ADA
+    assert jwt.get_unverified_header(running.issue(ADA))["kid"] == jwt.get_unverified_header(after)["kid"]
+    assert len(running.public_jwk_set()["keys"]) == 2
+    assert running.generation == 1
+
+
+def test_token_of_the_second_in_which_tokens_were_withdrawn_looks_newer() -> None:
+    withdrawn = datetime.now(UTC)
+    assert TOKENS.verify(TOKENS.issue(ADA, not_before=withdrawn)).issued_at >= withdrawn.timestamp()
+
+
 @pytest.mark.parametrize("token", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_token_is_refused(token: str) -> None:
     with pytest.raises(Unauthorized):
@@ -103,7 +170,7 @@ def test_changed_payload_is_refused() -> None:
 
 
 def test_issued_token_speaks_for_its_principal_until_it_expires() -> None:
-    principal, expires_at = Tokens({"keys": [jwk("now", KEY)]}, lifetime=timedelta(minutes=1)).verify(
+    principal, expires_at, _ = Tokens({"keys": [jwk("now", KEY)]}, lifetime=timedelta(minutes=1)).verify(
         Tokens({"keys": [jwk("now", KEY)]}, lifetime=timedelta(minutes=1)).issue(ADA)
     )
     assert principal == ADA

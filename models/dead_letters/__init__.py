@@ -1,0 +1,1 @@
+"""What could not be done and rests: dead jobs, judged and redriven; dead messages, kept."""

@@ -1,0 +1,179 @@
+"""Redriving dead letters: judged, edited, applied once more as a new generation, and audited."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from models.audit import Actor, AuditEntry, AuditOutcome, AuditTrail
+from models.database import Database
+from models.dead_letters.judging import Judge, Prospect
+from models.dead_letters.letters import DeadLetters
+from models.errors import Conflict, NotFound, Refusal
+from models.identity.users import Users
+from models.job import Job
+from models.ledger import Ledger
+from models.registry import Registry
+
+REDRIVE, DISCARD = "redrive", "discard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedriveOrder:
+    """What an operator asks.
+
+    Attributes:
+        reason: Why, for the audit trail.
+        patch: Merge patch (RFC 7396) of each job's data.
+        dry_run: Only say what would come of it.
+    """
+
+    reason: str
+    patch: Mapping[str, Any] | None = None
+    dry_run: bool = False
+
+
+Answer = Job | Prospect | Refusal
+"""The job of a new generation; what a dry run foresees; or why it was refused, with nothing changed."""
+
+
+class Redriver:
+    """Redrives and discards dead letters; each act leaves its entry in the audit trail.
+
+    Args:
+        database: Where the ledger is.
+        ledger: Makes the new generation.
+        registry: Today's schemas and rules.
+        users: Whose jobs they are, as they stand now.
+    """
+
+    def __init__(self, database: Database, ledger: Ledger, registry: Registry, users: Users) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._users = users
+        self._judge = Judge(registry)
+        self._letters = DeadLetters()
+        self._audit = AuditTrail()
+
+    def redrive(self, job_ids: Sequence[UUID], order: RedriveOrder, actor: Actor) -> list[Answer]:
+        """Redrive ``job_ids`` in one transaction, or foresee it; an answer for each, in its place.
+
+        One that is refused refuses only itself. Announce the jobs among the answers.
+        """
+        with self._database.transaction() as connection:
+            answers = self._judged(connection, job_ids, order)
+            if not order.dry_run:
+                answers = self._revived(connection, answers)
+            entries = [
+                _entry(job_id, order, answer, actor) for job_id, answer in zip(job_ids, answers, strict=True)
+            ]
+            self._audit.write(connection, actor, entries)
+        return answers
+
+    def redrive_one(self, job_id: UUID, order: RedriveOrder, actor: Actor) -> Job | Prospect:
+        """Redrive one job, or foresee it.
+
+        Raises:
+            Refusal: It was refused; nothing was changed, and the refusal is in the audit trail.
+        """
+        answer = self.redrive([job_id], order, actor)[0]
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+    def refused(self, subject: str, refusal: Refusal, actor: Actor, *, action: str = REDRIVE) -> None:
+        """Record an act that was refused before it was understood."""
+        entry = AuditEntry(
+            action=action,
+            subject=subject,
+            outcome=AuditOutcome.REFUSED,
+            error=refusal.problem(actor.request_id),
+        )
+        with self._database.transaction() as connection:
+            self._audit.write(connection, actor, [entry])
+
+    def discard(self, job_ids: Sequence[UUID], reason: str, actor: Actor) -> list[UUID]:
+        """Put dead letters away for good, and tell that they are resolved; which were put away."""
+        with self._database.transaction() as connection:
+            done = set(self._ledger.discard(connection, job_ids))
+            refusal = Conflict("Only a dead job that was not discarded yet can be discarded")
+            entries = [
+                AuditEntry(
+                    action=DISCARD,
+                    subject=str(one),
+                    outcome=AuditOutcome.DONE if one in done else AuditOutcome.REFUSED,
+                    reason=reason,
+                    error=None if one in done else refusal.problem(actor.request_id),
+                )
+                for one in job_ids
+            ]
+            self._audit.write(connection, actor, entries)
+        return [one for one in job_ids if one in done]
+
+    # ---- in the transaction --------------------------------------------------------------
+
+    def _judged(self, connection: Connection, job_ids: Sequence[UUID], order: RedriveOrder) -> list[Answer]:
+        letters = self._letters.pick_up(connection, job_ids)
+        now = self._ledger.clock(connection)
+        busy = self._ledger.lanes_in_use(connection, [one.lane for one in letters.values()])
+        owners = list({one.job.principal_id for one in letters.values()})
+        principals = self._users.principals(connection, owners)
+        answers: list[Answer] = []
+        for job_id in job_ids:
+            letter = letters.get(job_id)
+            try:
+                if letter is None:
+                    raise NotFound("There is no such job")
+                prospect = self._judge.judge(
+                    connection,
+                    letter,
+                    order.patch,
+                    principals.get(letter.job.principal_id),
+                    now,
+                    waits=letter.lane in busy,
+                )
+            except Refusal as refusal:
+                answers.append(refusal)
+                continue
+            answer = prospect if order.dry_run else prospect.refusal or prospect
+            if isinstance(answer, Prospect):
+                busy.add(letter.lane)  # the next one in this lane comes behind it
+            answers.append(answer)
+        return answers
+
+    def _revived(self, connection: Connection, answers: Sequence[Answer]) -> list[Answer]:
+        redrives = {
+            one.letter.job.id: one.payload if one.is_edited else None
+            for one in answers
+            if isinstance(one, Prospect)
+        }
+        if not redrives:
+            return list(answers)
+        self._ledger.redrive(connection, redrives)
+        jobs = self._ledger.find(connection, list(redrives))
+        return [jobs[one.letter.job.id] if isinstance(one, Prospect) else one for one in answers]
+
+
+def _entry(job_id: UUID, order: RedriveOrder, answer: Answer, actor: Actor) -> AuditEntry:
+    detail: dict[str, Any] = {"dryRun": order.dry_run}
+    if order.patch is not None:
+        detail["patch"] = order.patch
+    error = None
+    match answer:
+        case Job() as job:
+            outcome = AuditOutcome.DONE
+            detail["generation"] = job.generation
+        case Prospect():
+            outcome = AuditOutcome.FORESEEN
+        case Refusal() as refusal:
+            outcome, error = AuditOutcome.REFUSED, refusal.problem(actor.request_id)
+    return AuditEntry(
+        action=REDRIVE,
+        subject=str(job_id),
+        outcome=outcome,
+        reason=order.reason,
+        detail=detail,
+        error=error,
+    )

@@ -1,0 +1,64 @@
+"""Related entities: small typed values that are part of an entity, and go with it."""
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import Field, JsonValue, field_validator
+from sqlalchemy import Column, ForeignKey, Index, Integer, String, Uuid, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from models.resource_type import Parent, ResourceType, resource_table
+from models.resources.entities import clean_name
+from models.schema import Schema
+
+TABLE = resource_table(
+    "related_entities",
+    Column(
+        "entity_id",
+        Uuid,
+        ForeignKey("entities.id", ondelete="CASCADE", name="fk_related_entity"),
+        nullable=False,
+    ),
+    Column("type", String(50), nullable=False),
+    Column("value", JSONB, nullable=False),
+    Column("sort_order", Integer, nullable=False, server_default=text("0")),
+)
+Index("idx_related_entity_id", TABLE.c.entity_id)
+
+
+class RelatedEntityUpdate(Schema):
+    """Body of a PUT; what a PATCH must lead to."""
+
+    type: str = Field(min_length=1, max_length=50, examples=["note"])
+    value: JsonValue = Field(description="Any JSON.", examples=[{"text": "handle with care"}])
+    sort_order: int = Field(0, alias="order", ge=-(2**31), lt=2**31)
+
+    _type = field_validator("type")(clean_name)
+
+
+class RelatedEntityCreate(RelatedEntityUpdate):
+    """Body of a POST."""
+
+
+class RelatedEntityRead(Schema):
+    """What callers see. The version stays inside."""
+
+    id: UUID
+    entity_id: UUID
+    type: str
+    value: JsonValue
+    sort_order: int = Field(alias="order")
+    created_at: datetime
+
+
+RESOURCE = ResourceType(
+    name="related",
+    instance="related entity",
+    parent=Parent("entities", "entity_id"),
+    table=TABLE,
+    create=RelatedEntityCreate,
+    update=RelatedEntityUpdate,
+    read=RelatedEntityRead,
+    searchable=("type",),
+    sortable=("created_at", "sort_order"),
+)

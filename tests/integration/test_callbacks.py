@@ -1,0 +1,305 @@
+"""Callbacks from one end of the outbox to the other: every end announced, truthfully; endpoints given up."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from celery import Celery
+from kombu import Connection, Exchange, Queue
+
+from models.deliveries.delivery_log import DeliveryLog
+from models.deliveries.endpoint_secrets import new_secret
+from models.deliveries.outbox import Outbox
+from models.identity.resealing import reseal
+from models.identity.sealing import Sealer, Unsealable
+from models.job import JobState
+from tasks.courier import ENDPOINT_DISABLED
+from tasks.names import DELIVERIES_QUEUE, EVENTS
+from tasks.sweeper import Sweeper
+from tests.kit.delivering import Endpoint, PatientDeliverer, deliveries, delivering, ids, make_due
+from tests.kit.platform import Platform
+from tests.kit.receiver import WebhookReceiver, answer
+from tests.kit.tickets import BROKEN
+from tests.kit.waiting import wait_until
+
+EVERY_END = ("job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead")
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as made:
+        yield made
+
+
+@pytest.fixture
+def deliverer(platform: Platform, app: Celery) -> Iterator[PatientDeliverer]:
+    with delivering(platform, app) as made:
+        yield made
+
+
+def one_row(platform: Platform) -> Any:
+    (row,) = deliveries(platform)
+    return row
+
+
+# ---- every end is announced --------------------------------------------------------------
+
+
+def succeed(platform: Platform, app: Celery) -> None:
+    platform.made(platform.create())
+
+
+def fail(platform: Platform, app: Celery) -> None:
+    platform.ticket("1")
+    taken = platform.ticket("the same")
+    platform.made(taken)
+    platform.rows("DELETE FROM deliveries")
+    platform.made(platform.ticket("the same"))
+    platform.rows('DELETE FROM "order-tickets"')
+
+
+def die(platform: Platform, app: Celery) -> None:
+    (job,) = platform.accept(platform.ticket("dies", note=BROKEN))
+    for _ in range(3):
+        platform.applier().apply([job])
+
+
+def expire_when_applied(platform: Platform, app: Celery) -> None:
+    (job,) = platform.accept(platform.create(expires_at=datetime.now(UTC) + timedelta(hours=1)))
+    platform.rows("UPDATE jobs SET expires_at = now() - interval '1 second'")
+    platform.applier().apply([job])
+
+
+def expire_by_the_sweep(platform: Platform, app: Celery) -> None:
+    platform.accept(platform.create(expires_at=datetime.now(UTC) + timedelta(hours=1)))
+    platform.rows("UPDATE jobs SET expires_at = now() - interval '1 second'")
+    sweeper = Sweeper(platform.database, platform.ledger, Outbox(), app)
+    sweeper.sweep()
+    assert sweeper._publisher.depth(DELIVERIES_QUEUE) == 2, "the callback, beside the event"
+    sweeper._publisher.close()
+
+
+def cancel(platform: Platform, app: Celery) -> None:
+    (job,) = platform.accept(platform.create())
+    with platform.database.transaction() as connection:
+        platform.ledger.cancel(connection, job)
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (succeed, "succeeded"),
+        (fail, "failed"),
+        (die, "dead"),
+        (expire_when_applied, "expired"),
+        (expire_by_the_sweep, "expired"),
+        (cancel, "cancelled"),
+    ],
+)
+def test_every_way_to_an_end_is_called_back(
+    platform: Platform,
+    app: Celery,
+    deliverer: PatientDeliverer,
+    receiver: WebhookReceiver,
+    end: Callable[[Platform, Celery], None],
+    state: str,
+) -> None:
+    endpoint = Endpoint(platform, receiver.url(), EVERY_END)
+    end(platform, app)
+    deliverer.deliver(ids(platform))
+    (request,) = receiver.requests
+    message = request.verify(endpoint.secret)
+    assert (message["type"], message["data"]["state"], message["data"]["done"]) == (
+        f"job.{state}",
+        state,
+        True,
+    )
+    assert ("error" in message["data"]) == (state in ("failed", "dead"))
+
+
+# ---- bodies tell what was ----------------------------------------------------------------
+
+
+def test_body_tells_the_outcome_as_it_was_though_the_job_went_on(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    Endpoint(platform, receiver.url(), EVERY_END)
+    (job,) = platform.accept(platform.ticket("revived", note=BROKEN))
+    for _ in range(3):
+        platform.applier().apply([job])
+    died_at = platform.job(job).finished_at
+    with platform.database.transaction() as connection:
+        platform.ledger.redrive(connection, job)
+    platform.rows('UPDATE jobs SET payload = \'{"number": "revived"}\' WHERE id = :id', id=job)
+    platform.applier().apply([job])
+    assert platform.job(job).state is JobState.SUCCEEDED
+    deliverer.deliver(ids(platform))
+    dead, succeeded = (json.loads(request.body) for request in receiver.requests)
+    assert (dead["type"], dead["data"]["state"], dead["data"]["attempt"]) == ("job.dead", "dead", 3)
+    assert dead["data"]["error"]["status"] == 500
+    assert "version" not in dead["data"]
+    assert datetime.fromisoformat(dead["data"]["finishedAt"]) == died_at
+    assert (succeeded["data"]["state"], succeeded["data"]["attempt"]) == ("succeeded", 1)
+    assert succeeded["data"]["version"] == 1
+    assert "error" not in succeeded["data"]
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 2
+    platform.rows('DELETE FROM "order-tickets"')
+
+
+def test_callback_of_a_job_past_its_retention_is_given_up_and_holds_up_no_other(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    Endpoint(platform, receiver.url(), EVERY_END)
+    pruned, kept = platform.made(platform.create(), platform.create())
+    platform.rows("DELETE FROM job_events WHERE job_id = :id", id=pruned.id)
+    deliverer.deliver(ids(platform))
+    states = {row.job_id: (row.state, row.error) for row in deliveries(platform)}
+    assert states == {pruned.id: ("failed", "the job is past its retention"), kept.id: ("delivered", None)}
+
+
+# ---- endpoints that are given up ---------------------------------------------------------
+
+
+@pytest.fixture
+def notices(broker_url: str) -> Iterator[Queue]:
+    with Connection(broker_url) as connection:
+        queue = Queue(
+            "notices", Exchange(EVENTS, "topic"), routing_key="callback-endpoints.#", durable=False
+        )(connection.default_channel)
+        queue.declare()
+        queue.purge()
+        yield queue
+        queue.delete()
+
+
+def test_410_disables_and_says_so_by_an_event(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver, notices: Queue
+) -> None:
+    receiver.will_always(answer(410))
+    endpoint = Endpoint(platform, receiver.url(), EVERY_END)
+    platform.made(platform.create(), platform.create())
+    deliverer.deliver(ids(platform))
+    deliverer.deliver(ids(platform, "notice"))
+    message = wait_until(lambda: notices.get(no_ack=True), what="a notice")
+    event = json.loads(message.body)
+    assert message.delivery_info["routing_key"] == ENDPOINT_DISABLED
+    assert (event["type"], event["subject"]) == ("callback-endpoint.disabled", str(endpoint.id))
+    assert (event["data"]["disabled"], event["data"]["ownerId"]) == (True, str(platform.ada.id))
+    assert "410" in event["data"]["disabledReason"]
+    assert endpoint.secret not in str(message.body)
+    assert notices.get(no_ack=True) is None, "once"
+    assert [row.state for row in deliveries(platform, "notice")] == ["delivered"]
+
+
+def test_endpoint_that_takes_nothing_for_days_is_disabled_and_one_success_forgives(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    endpoint = Endpoint(platform, receiver.url(), EVERY_END)
+    disabled = "SELECT disabled, disabled_reason, failing_since FROM callback_endpoints WHERE id = :id"
+    for forgives in (True, False):
+        receiver.will(answer(500), *([answer(204)] if forgives else []), answer(400))
+        platform.made(platform.create())
+        deliverer.deliver(ids(platform))
+        platform.rows("UPDATE callback_endpoints SET failing_since = now() - interval '4 days'")
+        if forgives:
+            make_due(platform)
+            deliverer.deliver(ids(platform))
+        platform.made(platform.create())
+        platform.rows("UPDATE deliveries SET created_at = now() - interval '4 days'")
+        make_due(platform)
+        deliverer.deliver(ids(platform)[-1:])
+        ((is_disabled, reason, _),) = platform.rows(disabled, id=endpoint.id)
+        assert is_disabled is not forgives
+        assert forgives or "400" in reason
+        if forgives:
+            platform.rows("DELETE FROM deliveries")
+
+
+def test_recovery_enables_and_sends_what_failed_and_what_was_missed(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    receiver.will(answer(410))
+    endpoint = Endpoint(platform, receiver.url(), ["job.succeeded"])
+    (failed,) = platform.made(platform.create())
+    deliverer.deliver(ids(platform))
+    (missed,) = platform.made(platform.create())
+    assert len(deliveries(platform)) == 1
+    with platform.database.transaction() as connection:
+        before = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
+        assert DeliveryLog().recover(connection, before, None) == 2
+    make_due(platform)
+    deliverer.deliver(ids(platform))
+    told = [json.loads(request.body)["data"]["id"] for request in receiver.requests]
+    assert told == [str(failed.id), str(failed.id), str(missed.id)]
+    assert receiver.requests[0].headers["webhook-id"] == receiver.requests[1].headers["webhook-id"]
+    assert receiver.requests[0].body == receiver.requests[1].body
+    with platform.database.transaction() as connection:
+        again = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
+        assert DeliveryLog().recover(connection, again, None) == 0
+
+
+def test_recovery_leaves_out_what_failed_before(platform: Platform, deliverer: PatientDeliverer) -> None:
+    endpoint = Endpoint(platform, "http://127.0.0.1:9/hook", EVERY_END)
+    platform.made(platform.create(), platform.create())
+    platform.rows("UPDATE deliveries SET state = 'failed', announce_at = NULL WHERE kind = 'callback'")
+    old, new = ids(platform)
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '2 days' WHERE id = :id", id=old)
+    with platform.database.transaction() as connection:
+        before = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
+        since = datetime.now(UTC) - timedelta(days=1)
+        assert DeliveryLog().recover(connection, before, since) == 1
+    assert {row.id: row.state for row in deliveries(platform)} == {old: "failed", new: "pending"}
+
+
+# ---- secrets at rest ---------------------------------------------------------------------
+
+
+def kept_secret(platform: Platform, endpoint: UUID) -> str:
+    ((kept,),) = platform.rows("SELECT secret FROM callback_endpoints WHERE id = :id", id=endpoint)
+    return str(kept)
+
+
+def test_secret_is_sealed_for_its_endpoint(platform: Platform, receiver: WebhookReceiver) -> None:
+    one, other = Endpoint(platform, receiver.url()), Endpoint(platform, receiver.url())
+    assert one.secret not in kept_secret(platform, one.id)
+    assert "whsec_" not in kept_secret(platform, one.id)
+    secrets = platform.container.endpoint_secrets
+    assert secrets.open(one.id, kept_secret(platform, one.id)) == one.secret
+    with pytest.raises(Unsealable):
+        secrets.open(other.id, kept_secret(platform, one.id))
+
+
+def test_plain_secret_of_before_signs_and_is_sealed_by_the_batch(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    endpoint, plain = Endpoint(platform, receiver.url(), EVERY_END), new_secret()
+    platform.rows(
+        "UPDATE callback_endpoints SET secret = :plain, previous_secret = :plain WHERE id = :id",
+        plain=plain,
+        id=endpoint.id,
+    )
+    for _ in range(2):
+        platform.made(platform.create())
+        deliverer.deliver(ids(platform))
+        assert receiver.requests[-1].verify(plain)
+        assert {one.column: one.lost for one in reseal(platform.database, platform.container.sealer)}[
+            "callback_endpoints.secret"
+        ] == 0
+        assert not kept_secret(platform, endpoint.id).startswith("whsec_")
+
+
+def test_secret_that_cannot_be_opened_burns_no_attempt(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    endpoint = Endpoint(platform, receiver.url(), EVERY_END)
+    foreign = Sealer({"lost": b"x" * 32}).seal(endpoint.secret, f"callback_endpoints.secret/{endpoint.id}")
+    platform.rows("UPDATE callback_endpoints SET secret = :foreign", foreign=foreign)
+    platform.made(platform.create())
+    deliverer.deliver(ids(platform))
+    row = one_row(platform)
+    assert (row.state, row.attempts) == ("pending", 0)
+    assert datetime.now(UTC) < row.announce_at < datetime.now(UTC) + timedelta(minutes=2)
+    assert receiver.requests == []

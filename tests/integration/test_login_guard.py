@@ -1,0 +1,153 @@
+"""The guard of the log-in: who fails too often waits, whichever process is asked; the owner does not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pwdlib.hashers.argon2 import Argon2Hasher
+from sqlalchemy import text
+
+from models.container import Container
+from models.errors import RateLimited, Unauthorized
+from models.identity.login_guard import FREE_ADDRESS_FAILURES, FREE_FAILURES, LONGEST_LOCK
+from models.identity.principals import Role
+from models.identity.users import hash_is_current, hash_password
+from models.ids import new_id
+from models.migrate import migrate
+from models.settings import Settings
+from tests.kit.api import PASSWORD, running_api
+
+HOME, ELSEWHERE = "192.0.2.1", "203.0.113.9"
+
+
+@pytest.fixture(scope="module")
+def containers(
+    database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Container, Container]]:
+    """Two processes' worth of collaborators on one database and one data directory."""
+    settings = Settings(_env_file=None, database_url=database_url, data_dir=tmp_path_factory.mktemp("data"))
+    first, second = Container(settings, role="first"), Container(settings, role="second")
+    migrate(first.database.engine)
+    yield first, second
+    first.close()
+    second.close()
+
+
+@pytest.fixture
+def email(containers: tuple[Container, Container]) -> str:
+    email = f"{new_id().hex}@example.com"
+    with containers[0].database.transaction() as connection:
+        connection.execute(text("DELETE FROM login_attempts"))
+        containers[0].users.add(connection, email, hash_password(PASSWORD), Role.USER)
+    return email
+
+
+def fail(container: Container, email: str, address: str, times: int = 1) -> None:
+    for _ in range(times):
+        with pytest.raises(Unauthorized):
+            container.sign_in.log_in(email, "wrong", None, address)
+
+
+def wait(container: Container, email: str, address: str) -> int:
+    """How long an attempt must wait."""
+    with pytest.raises(RateLimited) as caught:
+        container.sign_in.log_in(email, PASSWORD, None, address)
+    assert caught.value.retry_after is not None
+    return caught.value.retry_after
+
+
+def pass_time(container: Container, seconds: int) -> None:
+    with container.database.transaction() as connection:
+        connection.execute(
+            text(
+                "UPDATE login_attempts SET locked_until = locked_until - make_interval(secs => :s), "
+                "last_at = last_at - make_interval(secs => :s)"
+            ),
+            {"s": seconds},
+        )
+
+
+def test_lock_holds_in_every_process_grows_and_passes(
+    containers: tuple[Container, Container], email: str
+) -> None:
+    first, second = containers
+    fail(first, email, ELSEWHERE, FREE_FAILURES + 1)
+    assert wait(second, email, ELSEWHERE) == 1
+    waits = []
+    for _ in range(12):
+        pass_time(first, waits[-1] if waits else 1)
+        fail(second, email, ELSEWHERE)
+        waits.append(wait(first, email, ELSEWHERE))
+    assert waits[:4] == [2, 4, 8, 16]
+    assert waits[-1] == LONGEST_LOCK.total_seconds()
+    pass_time(first, waits[-1])
+    assert first.sign_in.log_in(email, PASSWORD, None, ELSEWHERE).access_token
+
+
+def test_unknown_email_is_locked_like_a_known_one(containers: tuple[Container, Container]) -> None:
+    nobody = f"{new_id().hex}@example.com"
+    fail(containers[0], nobody, ELSEWHERE, FREE_FAILURES + 1)
+    assert wait(containers[0], nobody.upper(), ELSEWHERE) == 1
+
+
+def test_stranger_does_not_lock_the_owner_out_from_home(
+    containers: tuple[Container, Container], email: str
+) -> None:
+    first, second = containers
+    first.sign_in.log_in(email, PASSWORD, None, HOME)
+    fail(first, email, ELSEWHERE, FREE_FAILURES + 1)
+    assert second.sign_in.log_in(email, PASSWORD, None, HOME).access_token
+    assert wait(second, email, ELSEWHERE) == 1  # and the owner's log-in does not help the stranger
+
+
+def test_guessing_from_home_is_locked_too(containers: tuple[Container, Container], email: str) -> None:
+    containers[0].sign_in.log_in(email, PASSWORD, None, HOME)
+    fail(containers[0], email, HOME, FREE_FAILURES + 1)
+    assert wait(containers[0], email, HOME) == 1
+
+
+def test_address_that_tries_many_accounts_is_locked(
+    containers: tuple[Container, Container], email: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.identity.sign_in.password_matches", lambda *_: False)
+    for number in range(FREE_ADDRESS_FAILURES + 1):
+        fail(containers[0], f"user{number}@example.com", ELSEWHERE)
+    assert wait(containers[1], email, ELSEWHERE) == 1
+    fail(containers[1], email, HOME)
+
+
+def test_failures_are_forgotten_after_an_hour(containers: tuple[Container, Container], email: str) -> None:
+    fail(containers[0], email, ELSEWHERE, FREE_FAILURES)
+    pass_time(containers[0], 3601)
+    fail(containers[0], email, ELSEWHERE, FREE_FAILURES)
+    assert containers[0].sign_in.log_in(email, PASSWORD, None, ELSEWHERE)
+
+
+def test_hash_of_older_parameters_is_renewed_by_a_login(
+    containers: tuple[Container, Container], email: str
+) -> None:
+    container = containers[0]
+    old = Argon2Hasher(time_cost=1, memory_cost=8192).hash(PASSWORD)
+    with container.database.transaction() as connection:
+        container.users.set_password(connection, email, old)
+    fail(container, email, HOME)
+    container.sign_in.log_in(email, PASSWORD, None, HOME)
+    with container.database.snapshot() as connection:
+        user = container.users.by_email(connection, email)
+    assert user is not None
+    assert user.password_hash != old
+    assert hash_is_current(user.password_hash)
+    assert container.sign_in.log_in(email, PASSWORD, None, HOME)
+
+
+def test_locked_login_is_429_with_retry_after(database_url: str, tmp_path: Path) -> None:
+    with running_api(database_url, tmp_path) as api:
+        document = {"email": f"{new_id().hex}@example.com", "password": "x"}
+        statuses = [
+            api.request("POST", "/auth/login", role=None, json_body=document).status
+            for _ in range(FREE_FAILURES + 1)
+        ]
+        answer = api.request("POST", "/auth/login", role=None, json_body=document)
+    assert statuses == [401] * (FREE_FAILURES + 1)
+    assert (answer.status, answer.json["error"]) == (429, "RateLimit")
+    assert int(answer.headers["retry-after"]) == answer.json["retryAfter"] == 1
