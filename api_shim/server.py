@@ -143,10 +143,10 @@ def build(
         for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
             await asyncio.to_thread(room.close)
 
-    stream = Stream(hub, polls.call, authentication)
     limiter = limiter_of(container.settings)
     limits = RateLimits(authentication, limiter, parse_quotas(container.settings.rate_limits))
     pressure = BackPressure(container.capacity, scrapes)
+    stream = Stream(hub, polls.call, authentication)
     app = App(
         Router(routes),
         [limits, pressure],

@@ -96,16 +96,16 @@ class Container:
         return Intake(self.database, self.ledger, self.registry, self.endpoints)
 
     @cached_property
+    def redriver(self) -> Redriver:
+        """Redrives and discards dead letters."""
+        return Redriver(self.database, self.ledger, self.registry, self.users)
+
+    @cached_property
     def capacity(self) -> Capacity:
         """Whether the ledger has room for more work."""
         settings = self.settings
         age = timedelta(seconds=settings.max_open_age)
         return Capacity(self.database, settings.max_open_jobs, age)
-
-    @cached_property
-    def redriver(self) -> Redriver:
-        """Redrives and discards dead letters."""
-        return Redriver(self.database, self.ledger, self.registry, self.users)
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -36,7 +36,7 @@ class JobQuery:
         """The SQL and its parameters.
 
         A range of ``created_at`` is given as a range of ids too, which the indexes are ordered by. The
-        state stands in the text itself, so that every plan may use the indexes of the rare ones.
+        state stands in the text itself, so that every plan may use the index of the rare ones.
         """
         given: dict[str, tuple[str, Any]] = {
             "principal_id": ("principal_id = :principal_id", self.principal_id),

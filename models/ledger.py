@@ -46,6 +46,7 @@ class OpenJob:
         is_due: False while it is retrying and its time has not come.
         has_expired: Its ``expires_at`` has passed.
         crash_log: The attempts behind ``crashes``: worker, time, and the signal where somebody saw it.
+        role: The principal's, when the job was accepted.
     """
 
     id: UUID
@@ -65,6 +66,7 @@ class OpenJob:
     created_at: datetime
     crash_log: list[dict[str, Any]] | None
     parent_id: UUID | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +373,7 @@ def _row(submission: Submission) -> dict[str, Any]:
         "resource_id": submission.resource_id,
         "parent_id": submission.parent_id,
         "principal_id": submission.principal.id,
+        "role": submission.principal.role,
         "door": submission.door,
         "priority": submission.priority,
         "payload": orjson.Fragment(submission.payload) if submission.payload is not None else None,

@@ -26,7 +26,7 @@ def _with_attempt(attempt: str, reason: str) -> str:
 
 COPIED = (
     "id, lane, operation, resource, resource_id, principal_id, door, priority, payload, if_match, run_at, "
-    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id"
+    "expires_at, request_id, callback_endpoint_id, reply_to, correlation_id, traceparent, parent_id, role"
 )
 
 ACCEPT = text(f"""
@@ -75,7 +75,7 @@ SELECT id, lane, operation, resource, resource_id, principal_id, CAST(payload AS
        attempt, crashes, announcements,
        state = 'queued' OR run_at IS NULL OR run_at <= clock_timestamp(),
        COALESCE(expires_at <= clock_timestamp(), false), request_id, created_at,
-       CASE WHEN crashes > 0 THEN crash_log END, parent_id
+       CASE WHEN crashes > 0 THEN crash_log END, parent_id, role
 FROM jobs
 WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
 ORDER BY position LIMIT :limit

@@ -79,6 +79,7 @@ STREAMS = Gauge(
 )
 
 CHANGE_READS = Counter("waybill_change_reads_total", "Readings of the ledger for all who wait for changes")
+
 LIMITER_SECONDS = Histogram(
     "waybill_limiter_seconds",
     "Time of one round trip to Redis that counts requests",

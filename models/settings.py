@@ -14,6 +14,8 @@ from sqlalchemy.exc import ArgumentError
 from models.errors import ConfigurationError
 from models.quotas import parse_quotas
 
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+
 MEMORY = "memory://"
 MEMORY_BROKER = "memory://localhost/"
 """Celery's broker where none is named. kombu warns at each connection unless a host is."""
@@ -60,13 +62,14 @@ class Settings(BaseSettings):
     sealing_keys: SecretStr | None = Field(
         None, description="id:base64, comma-separated; the first seals secrets at rest"
     )
-    refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
-    refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
     rate_limits: str = Field(
         "on", description="on, off, or the contract's but for some: write=500/minute,login=off"
     )
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="comma-separated addresses and networks whose X-Forwarded-For is believed"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated origins whose pages may call the API; none by default"
     )
     max_open_jobs: int = Field(
         1_000_000, ge=0, description="jobs queued or retrying; beyond it new ones get 503; 0: no bound"
@@ -74,9 +77,8 @@ class Settings(BaseSettings):
     max_open_age: int = Field(
         3_600, ge=0, description="seconds that the oldest may be queued; beyond it the same; 0: no bound"
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="comma-separated origins whose browsers may read answers; empty: none"
-    )
+    refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
+    refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
     streams_per_principal: int = Field(
         2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
     )
@@ -130,10 +132,10 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins")
     @classmethod
-    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _whole_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", origin):
-                raise ValueError("each must look like https://app.example.com, without a path")
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("must be origins like https://app.example.com, each named; no path, no *")
         return origins
 
     @field_validator("amqp_principals", "services", mode="before")

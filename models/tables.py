@@ -54,7 +54,7 @@ _ID = UUID(as_uuid=True)
 _TIME = DateTime(timezone=True)
 _IS_OPEN = text("state IN ('queued', 'retrying')")
 _IS_NOTABLE = text("state NOT IN ('queued', 'succeeded')")
-"""What lists of jobs look for and is rare. A job that simply succeeds never pays for these indexes."""
+"""What lists of jobs look for and is rare. A job that simply succeeds never pays for that index."""
 
 users = Table(
     "users",
@@ -92,6 +92,7 @@ jobs = Table(
     Column("resource_id", _ID, nullable=False),
     Column("parent_id", _ID, comment="where its resource has a parent"),
     Column("principal_id", _ID, nullable=False),
+    Column("role", String(16), comment="the principal's, when it was accepted"),
     Column("door", String(8), nullable=False),
     Column("priority", String(8), nullable=False),
     Column("payload", JSON),
@@ -120,8 +121,7 @@ jobs = Table(
     CheckConstraint(_one_of("state", JobState), name="state"),
     Index("idx_jobs_principal_id", "principal_id", "id"),
     Index("idx_jobs_instance", "resource", "resource_id", "id"),
-    Index("idx_jobs_notable", "state", "id", postgresql_where=_IS_NOTABLE),
-    Index("idx_jobs_own_notable", "principal_id", "state", "id", postgresql_where=_IS_NOTABLE),
+    Index("idx_jobs_notable", "state", "principal_id", "id", postgresql_where=_IS_NOTABLE),
     Index("idx_jobs_open_lane", "lane", "position", postgresql_where=_IS_OPEN),
     Index(
         "idx_jobs_announce_at", "priority", "announce_at", postgresql_where=text("announce_at IS NOT NULL")

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, exc
 
 from models.errors import Conflict, Contention, Forbidden, NotFound, PreconditionFailed, Refusal
-from models.identity.principals import Action, Principal
+from models.identity.principals import Action, Principal, may
 from models.job import JobState, Operation
 from models.ledger import OpenJob, Outcome
 from models.registry import Registry, Resource
@@ -126,6 +126,7 @@ class Batch:
             try:
                 change = service.apply(self._work(job), run.after)
             except Refusal as refusal:
+                refusal = self._to_the_demoted(job, run.after) or refusal
                 run.outcomes.append(_refused(job, refusal))
                 if _is_about_the_lane(job, refusal):
                     self.unprepared[job.id] = job
@@ -145,6 +146,18 @@ class Batch:
                 )
             )
         return run
+
+    def _to_the_demoted(self, job: OpenJob, row: Row | None) -> Refusal | None:
+        """403 instead of 404 where the instance only vanished from sight, with the role that showed it."""
+        principal = self._principals.get(job.principal_id)
+        if principal is None or job.role in (None, principal.role):
+            return None
+        resource = self._registry[job.resource]
+        if resource.parent is not None and job.parent_id is not None:
+            row = self._instances[(resource.parent.type.name, job.parent_id)]
+        if row is None or may(resource.type.permissions, principal, Action.READ, row["owner_id"]):
+            return None
+        return Forbidden(f"The role {principal.role} may not {job.operation.action} {job.resource} of others")
 
     def _work(self, job: OpenJob) -> Work:
         principal = self._principals.get(job.principal_id)

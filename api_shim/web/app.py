@@ -17,7 +17,7 @@ from uuid_utils import uuid4
 
 from api_shim.web import security_headers
 from api_shim.web.addresses import NO_PROXIES, Proxies
-from api_shim.web.cors import NO_ORIGINS, Cors
+from api_shim.web.cors import Cors
 from api_shim.web.http import (
     Disconnected,
     Header,
@@ -63,7 +63,7 @@ class App:
     Args:
         router: Every route.
         gates: What a request passes before its handler, in this order.
-        cors: Which other origins' browsers may ask and read.
+        cors: Which pages in browsers may call.
         proxies: Who is believed to say whose request it passes on.
         sockets: Who speaks with WebSockets, by path.
         on_start: Awaited before the first request.
@@ -75,7 +75,7 @@ class App:
         router: Router,
         gates: Sequence[Gate] = (),
         *,
-        cors: Cors = NO_ORIGINS,
+        cors: Cors | None = None,
         proxies: Proxies = NO_PROXIES,
         sockets: Mapping[str, SocketHandler] | None = None,
         on_start: Sequence[Hook] = (),
@@ -83,7 +83,7 @@ class App:
     ) -> None:
         self.router = router
         self._gates = tuple(gates)
-        self._cors = cors
+        self._cors = cors if cors is not None and not cors.is_closed else None
         self._proxies = proxies
         self._sockets = dict(sockets or {})
         self._on_start = tuple(on_start)
@@ -107,18 +107,17 @@ class App:
             request_id = str(uuid4()).encode()
         request.id = request_id.decode()
         REQUEST_ID.set(request.id)
+        if self._cors is not None:
+            request.answer_headers += self._cors.headers(request)
         try:
-            self._cors.mark(request)
-            response = self._cors.preflight(request, self.router)
-            if response is None:
-                route, request.parameters = self.router.find(request.method, request.path)
-                path = route.path
-                for gate in self._gates:
-                    await gate(request, route)
-                request.take_query(route.query)
-                response = await route.handle(request)
+            route, request.parameters = self.router.find(request.method, request.path)
+            path = route.path
+            for gate in self._gates:
+                await gate(request, route)
+            request.take_query(route.query)
+            response = await route.handle(request)
         except Refusal as refusal:
-            response = _refused(refusal, request)
+            response = self._preflight(request, refusal) or _refused(refusal, request)
         except Transient as fault:
             response = _unavailable(fault, request)
         except Disconnected:
@@ -135,6 +134,12 @@ class App:
             return
         await self._answer(response, headers, send)
         self._record(path, request.method, response, time.perf_counter() - began)
+
+    def _preflight(self, request: Request, refusal: Refusal) -> Response | None:
+        """The answer to a browser's question whether it may send this, where it may."""
+        if self._cors is None or not isinstance(refusal, MethodNotAllowed):
+            return None
+        return self._cors.preflight(request, refusal.allow)
 
     async def _answer(self, response: Response, headers: list[Header], send: Send) -> None:
         body = response.body

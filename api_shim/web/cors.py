@@ -1,70 +1,57 @@
-"""Cross-origin requests (the Fetch standard's CORS): no origin is let in unless a setting names it."""
+"""Cross-origin requests from browsers (the Fetch standard's CORS protocol): closed but for named origins.
 
-from collections.abc import Collection
+No credentials are allowed, because none are kept by browsers here: tokens are sent by the page itself.
+"""
+
+from collections.abc import Collection, Sequence
 
 from api_shim.web.http import Header, Request, Response
-from api_shim.web.router import Router
-from models.errors import MethodNotAllowed
 
-_HEADERS = (
-    b"authorization, content-type, if-match, if-none-match, idempotency-key, prefer, traceparent, "
-    b"waybill-callback, waybill-expires-at, waybill-priority, waybill-run-at, x-request-id, last-event-id"
+_VARY: Header = (b"vary", b"Origin")
+_MAX_AGE: Header = (b"access-control-max-age", b"600")
+_TAKEN: Header = (
+    b"access-control-allow-headers",
+    b"Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, Prefer, "
+    b"traceparent, Waybill-Callback, Waybill-Expires-At, Waybill-Priority, Waybill-Run-At, X-Request-ID",
 )
-_EXPOSED = (
-    b"etag, idempotent-replayed, location, preference-applied, ratelimit, ratelimit-policy, retry-after, "
-    b"x-request-id"
+_SHOWN: Header = (
+    b"access-control-expose-headers",
+    b"Allow, ETag, Idempotent-Replayed, Location, Preference-Applied, RateLimit, RateLimit-Policy, "
+    b"Retry-After, WWW-Authenticate, X-Request-ID",
 )
-_KEPT_SECONDS = b"600"
-_ASKED_METHOD = b"access-control-request-method"
 
 
 class Cors:
-    """Lets browsers of the named origins read answers. Tokens travel in a header, so no credentials mode.
+    """Tells browsers which pages may call this API.
 
     Args:
-        origins: As browsers spell them (``https://app.example.com``); empty: none.
+        origins: Like ``https://app.example.com``, exactly as browsers send them.
     """
 
     def __init__(self, origins: Collection[str]) -> None:
         self._origins = frozenset(origin.encode() for origin in origins)
 
-    def mark(self, request: Request) -> None:
-        """Tell the browser that it may read the answer, whatever it will be."""
-        if not self._origins:
-            return
-        request.answer_headers.append((b"vary", b"Origin"))
+    @property
+    def is_closed(self) -> bool:
+        """Whether no page may."""
+        return not self._origins
+
+    def headers(self, request: Request) -> tuple[Header, ...]:
+        """What any answer to this request says about it."""
         origin = request.headers.get(b"origin")
-        if origin in self._origins:
-            request.answer_headers += [
-                (b"access-control-allow-origin", origin),
-                (b"access-control-expose-headers", _EXPOSED),
-            ]
+        if origin not in self._origins:
+            return (_VARY,)
+        return _VARY, (b"access-control-allow-origin", origin), _SHOWN
 
-    def preflight(self, request: Request, router: Router) -> Response | None:
-        """The answer to a browser that asks whether it may ask; None where this is no such question."""
-        is_question = request.method == "OPTIONS" and _ASKED_METHOD in request.headers
-        if not is_question or request.headers.get(b"origin") not in self._origins:
+    def preflight(self, request: Request, methods: Sequence[str]) -> Response | None:
+        """The answer to a browser that asks beforehand; None where this is no such question, or not allowed.
+
+        Args:
+            request: To a path that takes ``methods``, and OPTIONS is none of them.
+            methods: Those.
+        """
+        asks = request.method == "OPTIONS" and b"access-control-request-method" in request.headers
+        if not asks or request.headers.get(b"origin") not in self._origins:
             return None
-        headers: list[Header] = [
-            (b"access-control-allow-methods", ", ".join(_methods(request, router)).encode()),
-            (b"access-control-allow-headers", _HEADERS),
-            (b"access-control-max-age", _KEPT_SECONDS),
-        ]
-        return Response(204, b"", headers)
-
-
-def _methods(request: Request, router: Router) -> Collection[str]:
-    """The methods of the path that is asked about.
-
-    Raises:
-        NotFound: Nothing has this path.
-    """
-    try:
-        router.find("OPTIONS", request.path)
-    except MethodNotAllowed as error:
-        return error.allow
-    return ()
-
-
-NO_ORIGINS = Cors(())
-"""The default."""
+        allowed = (b"access-control-allow-methods", ", ".join(methods).encode())
+        return Response(204, b"", (allowed, _TAKEN, _MAX_AGE))

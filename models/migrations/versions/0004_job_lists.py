@@ -9,16 +9,15 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0002_job_lists"
-down_revision: str | Sequence[str] | None = "0002_callbacks"
+revision: str = "0004"
+down_revision: str | Sequence[str] | None = "0003"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 _IS_NOTABLE = "state NOT IN ('queued', 'succeeded')"
 _INDEXES: dict[str, tuple[list[str], str | None]] = {
     "idx_jobs_instance": (["resource", "resource_id", "id"], None),
-    "idx_jobs_notable": (["state", "id"], _IS_NOTABLE),
-    "idx_jobs_own_notable": (["principal_id", "state", "id"], _IS_NOTABLE),
+    "idx_jobs_notable": (["state", "principal_id", "id"], _IS_NOTABLE),
 }
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0002_users"
-down_revision: str | Sequence[str] | None = "0002_resources"
+revision: str = "0006"
+down_revision: str | Sequence[str] | None = "0005"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
@@ -61,6 +61,12 @@ def upgrade() -> None:
         sa.Column("owner_id", sa.UUID(), nullable=True, comment="itself: what every resource has"),
     )
     op.execute("UPDATE users SET owner_id = id")
+    op.add_column(
+        "jobs",
+        sa.Column(
+            "role", sa.String(length=16), nullable=True, comment="the principal's, when it was accepted"
+        ),
+    )
     for statement in (_KEEP_AN_ADMIN, _ON_UPDATE, _ON_DELETE, _WITHDRAW_TOKENS, _ON_WITHDRAWAL):
         op.execute(statement)
 
@@ -71,4 +77,5 @@ def downgrade() -> None:
     op.execute("DROP TRIGGER keep_an_admin_on_update ON users")
     op.execute("DROP FUNCTION waybill_withdraw_tokens()")
     op.execute("DROP FUNCTION waybill_keep_an_admin()")
+    op.drop_column("jobs", "role")
     op.drop_column("users", "owner_id")
