@@ -276,28 +276,6 @@ WHERE lane = ANY(CAST(:lanes AS bigint[])) AND state IN ('queued', 'retrying')
   AND (CAST(:principal_id AS uuid) IS NULL OR principal_id = :principal_id)
 """)
 
-OPEN_BACKLOG = text("""
-WITH held AS MATERIALIZED (
-    SELECT DISTINCT lane FROM jobs WHERE announce_at IS NOT NULL AND state = 'retrying'
-), open AS (
-    SELECT j.priority, count(*) AS jobs,
-           min(j.position) FILTER (WHERE j.state = 'queued' AND h.lane IS NULL) AS oldest
-    FROM jobs AS j LEFT JOIN held AS h USING (lane)
-    WHERE j.announce_at IS NOT NULL AND j.state <> 'scheduled'
-    GROUP BY j.priority
-)
-SELECT o.priority, o.jobs, COALESCE(extract(epoch FROM clock_timestamp() - e.at), 0)
-FROM open AS o LEFT JOIN job_events AS e ON e.sequence = o.oldest
-""")
-
-FINISHED_SINCE = text("""
-SELECT count(*) FILTER (WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired', 'dead')),
-       COALESCE(max(sequence), :mark), extract(epoch FROM clock_timestamp())
-FROM job_events WHERE sequence > :mark
-""")
-
-LAST_SEQUENCE = text("SELECT last_value FROM job_sequence")
-
 BACKLOG = text("""
 SELECT state, priority, count(*), extract(epoch FROM now() - min(created_at))
 FROM jobs WHERE announce_at IS NOT NULL GROUP BY state, priority
