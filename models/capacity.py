@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from math import ceil
 
+from models.backlog import Backlog, read_backlog
 from models.database import Database
 from models.errors import Transient, Unavailable
 from models.job import Priority
-from models.ledger import Backlog, Ledger
 
 RESERVE = 0.1
 """Of the open jobs, what is kept beyond the mark for high priority."""
@@ -35,14 +35,12 @@ class Capacity:
 
     Args:
         database: Where the ledger is.
-        ledger: Read by :meth:`read`.
         max_open_jobs: The first mark; 0 for none.
         max_open_age: The second; zero for none.
         now: Monotonic seconds.
     """
 
     database: Database
-    ledger: Ledger
     max_open_jobs: int
     max_open_age: timedelta
     now: Callable[[], float] = time.monotonic
@@ -58,7 +56,7 @@ class Capacity:
         before = self._backlog
         try:
             with self.database.snapshot() as connection:
-                found = self.ledger.open_backlog(connection, before.mark if before is not None else None)
+                found = read_backlog(connection, before.mark if before is not None else None)
         except Transient:
             self._backlog = None
             return

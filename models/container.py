@@ -105,7 +105,7 @@ class Container:
         """Whether the ledger has room for more work."""
         settings = self.settings
         age = timedelta(seconds=settings.max_open_age)
-        return Capacity(self.database, self.ledger, settings.max_open_jobs, age)
+        return Capacity(self.database, settings.max_open_jobs, age)
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -100,25 +100,6 @@ class Accepted:
     transaction_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What is open at a moment.
-
-    Attributes:
-        jobs: Open jobs by priority.
-        ages: Seconds that the oldest has been queued, by priority.
-        finished: Jobs that ended since the reading before.
-        mark: Where the next reading counts from.
-        read_at: POSIX seconds, by the database's clock.
-    """
-
-    jobs: Mapping[Priority, int]
-    ages: Mapping[Priority, float]
-    finished: int
-    mark: int
-    read_at: float
-
-
 class Ledger:
     """Accepts, opens, finishes, postpones, cancels and wakes jobs. Holds nothing between calls.
 
@@ -348,20 +329,6 @@ class Ledger:
         """Those of ``lanes`` that hold a queued or retrying job (of this principal, where one is given)."""
         parameters = {"lanes": array(lanes), "principal_id": principal_id}
         return {row[0] for row in connection.execute(sql.LANES_IN_USE, parameters).all()}
-
-    def open_backlog(self, connection: Connection, mark: int | None) -> Backlog:
-        """What is queued or retrying, and how many ended since ``mark`` (None: since now)."""
-        rows = [(Priority(row[0]), row[1], float(row[2])) for row in connection.execute(sql.OPEN_BACKLOG)]
-        if mark is None:
-            mark = connection.execute(sql.LAST_SEQUENCE).scalar_one()
-        finished, mark, read_at = connection.execute(sql.FINISHED_SINCE, {"mark": mark}).one()
-        return Backlog(
-            jobs={priority: jobs for priority, jobs, _ in rows},
-            ages={priority: age for priority, _, age in rows},
-            finished=finished,
-            mark=mark,
-            read_at=float(read_at),
-        )
 
     def backlog(self, connection: Connection) -> list[tuple[JobState, Priority, int, float]]:
         """Open and scheduled jobs: state, priority, how many, and the age of the oldest in seconds."""

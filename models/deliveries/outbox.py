@@ -276,8 +276,14 @@ SELECT t.sequence, j.id, t.state, j.operation, j.resource, j.resource_id, j.prin
        CASE WHEN t.state = 'succeeded' THEN CAST(j.result AS text) END,
        CASE WHEN t.detail ? 'error' THEN NULLIF(t.detail -> 'error', 'null')
             WHEN t.state <> 'succeeded' THEN j.error END,
-       j.request_id, t.sequence
+       j.request_id,
+       jsonb_path_query_array(j.attempts, '$[*] ? (@.generation <= $then)',
+                              jsonb_build_object('then', past.generation)),
+       past.generation, j.parent_id, t.sequence
 FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
+CROSS JOIN LATERAL (
+    SELECT COALESCE(CAST(t.detail ->> 'generation' AS int), j.generation)
+) AS past(generation)
 WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 """)
 

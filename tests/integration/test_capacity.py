@@ -25,7 +25,7 @@ def _empty(platform: Platform) -> Iterator[None]:
 
 
 def _capacity(platform: Platform, jobs: int = 0, age_seconds: int = 0) -> Capacity:
-    capacity = Capacity(platform.database, platform.ledger, jobs, timedelta(seconds=age_seconds))
+    capacity = Capacity(platform.database, jobs, timedelta(seconds=age_seconds))
     capacity.read()
     return capacity
 
