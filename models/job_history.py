@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from models.database import array
 from models.job import Job, JobState
-from models.ledger import job_from
+from models.job_rows import job_from
 from models.ledger_statements import JOB_COLUMNS
 
 _STEP = f"""

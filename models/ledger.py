@@ -23,6 +23,7 @@ from models.database import array
 from models.errors import Conflict, Contention, NotFound
 from models.job import Job, JobState, Operation, Priority, Submission, to_json
 from models.job_query import JobQuery
+from models.job_rows import job_from
 
 RESCUE_AFTER = timedelta(seconds=5)
 """How long an accepted job may wait for its first announcement to work before the sweep repeats it."""
@@ -398,29 +399,3 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         **({} if outcome.reason is None else {"reason": outcome.reason}),
     }
-
-
-def job_from(row: Sequence[Any]) -> Job:
-    """A job from the columns of :data:`ledger_statements.JOB_COLUMNS`, in their order."""
-    return Job(
-        id=row[0],
-        state=JobState(row[1]),
-        operation=Operation(row[2]),
-        resource=row[3],
-        resource_id=row[4],
-        principal_id=row[5],
-        attempt=row[6],
-        priority=Priority(row[7]),
-        created_at=row[8],
-        run_at=row[9],
-        finished_at=row[10],
-        expires_at=row[11],
-        version=row[12],
-        result=row[13],
-        error=row[14],
-        request_id=row[15],
-        attempts=row[16],
-        generation=row[17],
-        parent_id=row[18],
-        sequence=row[19],
-    )

@@ -97,12 +97,13 @@ WITH outcome AS MATERIALIZED (
     WHERE j.id = o.id AND j.state IN ('scheduled', 'queued', 'retrying')
       AND (o.state <> 'succeeded' OR j.expires_at IS NULL OR j.expires_at > clock_timestamp())
     RETURNING j.id, j.sequence, j.state, j.finished_at, j.principal_id, j.callback_endpoint_id, j.reply_to,
-              j.attempt, j.run_at, j.expires_at, j.error
+              j.attempt, j.run_at, j.expires_at, j.error, j.generation
 ), told AS (  -- what is told of a job must not change when the job is redriven: a success never is
     INSERT INTO job_events (sequence, job_id, state, at, detail)
     SELECT sequence, id, state, finished_at,
            CASE WHEN state <> 'succeeded' THEN jsonb_build_object(
-               'attempt', attempt, 'runAt', run_at, 'expiresAt', expires_at, 'error', error) END
+               'attempt', attempt, 'runAt', run_at, 'expiresAt', expires_at, 'error', error,
+               'generation', generation) END
     FROM done
 ), outbox AS (
     INSERT INTO deliveries (id, kind, job_id, sequences, endpoint_id, reply_to, announce_at)
@@ -209,12 +210,14 @@ WITH given AS MATERIALIZED (
     SELECT id, nextval('job_sequence') AS n FROM jobs
     WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'dead' AND discarded_at IS NULL
 ), put_away AS (
-    UPDATE jobs AS j SET discarded_at = now() FROM given AS g
+    UPDATE jobs AS j SET discarded_at = now(), sequence = g.n FROM given AS g
     WHERE j.id = g.id AND j.state = 'dead' AND j.discarded_at IS NULL
-    RETURNING j.id, g.n
+    RETURNING j.id, g.n, j.attempt, j.run_at, j.expires_at, j.error, j.generation
 ), told AS (
     INSERT INTO job_events (sequence, job_id, state, at, detail)
-    SELECT n, id, 'dead', now(), '{"discarded": true}' FROM put_away
+    SELECT n, id, 'dead', now(), jsonb_build_object(
+        'attempt', attempt, 'runAt', run_at, 'expiresAt', expires_at, 'error', error,
+        'generation', generation, 'discarded', true) FROM put_away
 ), outbox AS (
     INSERT INTO deliveries (id, kind, job_id, sequences, announce_at)
     SELECT waybill_uuid7(), 'events', NULL, array_agg(n ORDER BY n), now() FROM put_away HAVING count(*) > 0

@@ -94,8 +94,8 @@ def _parent_of(declared: ResourceType, known: Mapping[str, Resource]) -> Resourc
     found = known.get(declared.parent.resource)
     if found is None or found.parent is not None:
         raise ConfigurationError(
-            f"resource {declared.name}: its parent {declared.parent.resource} "
-            + ("is not registered" if found is None else "has a parent itself")
+            f"resource {declared.name}: its parent {declared.parent.resource} is not registered, "
+            "or has a parent itself"
         )
     return found
 

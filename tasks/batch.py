@@ -231,9 +231,12 @@ class Batch:
 
     def _insert(self, name: str, runs: Sequence[_Run]) -> None:
         repository = self._registry[name].repository
-        inserted = repository.insert_many(self._connection, [_row(run) for run in runs])
+        first: dict[_Key, _Run] = {}  # the same id below two parents comes in two lanes
         for run in runs:
-            if run.key[1] in inserted:
+            first.setdefault(run.key, run)
+        inserted = repository.insert_many(self._connection, [_row(run) for run in first.values()])
+        for run in runs:
+            if run is first[run.key] and run.key[1] in inserted:
                 self._instances[run.key] = run.after
             else:
                 self._refuse_creation(run)

@@ -83,6 +83,7 @@ class Authentication:
 
     def _verified(self, request: Request) -> Verified:
         given = request.headers.get(b"authorization")
+        request.header(b"authorization")  # two of them are refused, also where one is remembered
         if given is None:
             raise Unauthorized("Send Authorization: Bearer <access token>; POST /auth/login issues one")
         if self._generation != self._tokens.generation:
@@ -91,7 +92,6 @@ class Authentication:
         known = self._remembered.get(given)
         if known is not None and known.expires_at > self._now():
             return known
-        request.header(b"authorization")
         if given[:7].lower() != _SCHEME:
             raise Unauthorized("The Authorization header must be: Bearer <access token>")
         try:

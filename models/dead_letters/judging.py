@@ -21,7 +21,7 @@ from models.errors import (
     PreconditionFailed,
     Refusal,
 )
-from models.identity.principals import Principal
+from models.identity.principals import Action, Principal
 from models.job import Operation, to_json
 from models.registry import Registry, Resource
 from models.repository import as_refusal
@@ -168,6 +168,17 @@ class Judge:
                     f"The {resource.type.singular} is at version {version}", current_version=version
                 )
             return None
+        owner_id = None
+        if resource.parent is not None and letter.job.parent_id is not None:
+            parent_id = letter.job.parent_id
+            parent = resource.parent.repository.load_many(connection, [parent_id]).get(parent_id)
+            if parent is None:
+                return NotFound(f"There is no {resource.parent.type.singular} {parent_id}")
+            try:
+                resource.parent.service.authorize(principal, Action.READ, parent)
+            except Refusal as refusal:
+                return refusal
+            owner_id = parent["owner_id"]
         work = Work(
             operation=operation,
             resource_id=identifier,
@@ -175,6 +186,8 @@ class Judge:
             if_match=letter.if_match,
             principal=principal,
             now=now,
+            parent_id=letter.job.parent_id,
+            owner_id=owner_id,
             buried_version=repository.buried_versions(connection, [identifier]).get(identifier, 0),
         )
         try:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from models import ledger_statements as sql
 from models.database import array
 from models.job import Job, JobState
-from models.ledger import job_from
+from models.job_rows import job_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, text
 from models.database import array
 from models.ids import new_id
 from models.job import FINAL, Job, JobState, Operation, to_json
-from models.ledger import REANNOUNCE_AFTER, job_from
+from models.job_rows import job_from
+from models.ledger import REANNOUNCE_AFTER
 
 CLAIM = timedelta(seconds=60)
 """A claimed delivery is announced again after this, unless it was settled: longer than any send may take."""
@@ -275,8 +276,14 @@ SELECT t.sequence, j.id, t.state, j.operation, j.resource, j.resource_id, j.prin
        CASE WHEN t.state = 'succeeded' THEN CAST(j.result AS text) END,
        CASE WHEN t.detail ? 'error' THEN NULLIF(t.detail -> 'error', 'null')
             WHEN t.state <> 'succeeded' THEN j.error END,
-       j.request_id, t.sequence
+       j.request_id,
+       jsonb_path_query_array(j.attempts, '$[*] ? (@.generation <= $then)',
+                              jsonb_build_object('then', past.generation)),
+       past.generation, j.parent_id, t.sequence
 FROM job_events AS t JOIN jobs AS j ON j.id = t.job_id
+CROSS JOIN LATERAL (
+    SELECT COALESCE(CAST(t.detail ->> 'generation' AS int), j.generation)
+) AS past(generation)
 WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 """)
 

@@ -3,12 +3,12 @@
 from datetime import datetime
 from uuid import UUID
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 from sqlalchemy import Column, ForeignKey, Index, Integer, String, Uuid, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.resource_type import Parent, ResourceType, resource_table
-from models.resources.entities import clean_name
+from models.resources.entities import Name
 from models.schema import Schema
 
 TABLE = resource_table(
@@ -29,11 +29,9 @@ Index("idx_related_entity_id", TABLE.c.entity_id)
 class RelatedEntityUpdate(Schema):
     """Body of a PUT; what a PATCH must lead to."""
 
-    type: str = Field(min_length=1, max_length=50, examples=["note"])
+    type: Name = Field(max_length=50, examples=["note"])
     value: JsonValue = Field(description="Any JSON.", examples=[{"text": "handle with care"}])
     sort_order: int = Field(0, alias="order", ge=-(2**31), lt=2**31)
-
-    _type = field_validator("type")(clean_name)
 
 
 class RelatedEntityCreate(RelatedEntityUpdate):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, create_engine
 from models.ids import new_id
 from models.repository import Head, PageQuery, Repository, TableRepository
 from models.resource_type import ResourceType
-from models.resources import entities
+from models.resources import entities, related
 from tests.kit import tickets
 from tests.kit.memory_repository import MemoryRepository
 from tests.kit.platform import Platform, running_platform
@@ -70,6 +70,12 @@ def entity(**more: Any) -> dict[str, Any]:
         "created_at": NOW,
         "updated_at": NOW,
     } | more
+
+
+def part(of: dict[str, Any], **more: Any) -> dict[str, Any]:
+    row = {"id": new_id(), "entity_id": of["id"], "type": "note", "value": 1, "sort_order": 0}
+    kept = {"version": 1, "owner_id": OWNER, "created_at": NOW, "updated_at": NOW}
+    return row | kept | more
 
 
 def ticket(number: str, **more: Any) -> dict[str, Any]:
@@ -290,3 +296,40 @@ def test_search_where_nothing_is_searchable_finds_nothing(
     repository = made_for(declared, implementation)
     repository.insert_many(connection, [ticket("1")])
     assert repository.page(connection, PageQuery(search="1")) == []
+
+
+# ---- parts of a parent -----------------------------------------------------------------
+
+
+def test_parts_are_listed_headed_and_deleted_by_their_parent(
+    implementation: Any, repository: Repository, connection: Connection
+) -> None:
+    parts = made_for(related.RESOURCE, implementation)
+    mine, other = entity(), entity()
+    repository.insert_many(connection, [mine, other])
+    rows = [part(mine), part(mine, version=4), part(other)]
+    assert parts.insert_many(connection, rows) == {row["id"] for row in rows}
+
+    assert parts.heads(connection, [rows[0]["id"]]) == {rows[0]["id"]: Head(OWNER, 1, mine["id"])}
+    listed = parts.page(connection, PageQuery(parent_id=mine["id"]))
+    assert {row["id"] for row in listed} == {rows[0]["id"], rows[1]["id"]}
+
+    buried = {rows[0]["id"]: 2, rows[1]["id"]: 5}
+    assert parts.delete_parts(connection, [mine["id"]]) == buried
+    assert parts.delete_parts(connection, [mine["id"]]) == {}
+    ids = [row["id"] for row in rows]
+    assert set(parts.load_many(connection, ids)) == {rows[2]["id"]}
+    assert parts.buried_versions(connection, ids) == buried
+
+
+def test_update_does_not_move_a_part(
+    implementation: Any, repository: Repository, connection: Connection
+) -> None:
+    parts = made_for(related.RESOURCE, implementation)
+    mine, other = entity(), entity()
+    repository.insert_many(connection, [mine, other])
+    row = part(mine)
+    parts.insert_many(connection, [row])
+    parts.update_many(connection, [(row | {"entity_id": other["id"], "type": "tag", "version": 2}, 1)])
+    found = parts.load_many(connection, [row["id"]])[row["id"]]
+    assert (found["entity_id"], found["type"]) == (mine["id"], "tag")

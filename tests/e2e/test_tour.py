@@ -60,7 +60,7 @@ def test_polls_end_in_the_outcome(said: list[str]) -> None:
 
 
 def test_scheduled_job_is_withdrawn_and_the_entity_deleted(said: list[str]) -> None:
-    _found(said[4], '"state":"cancelled"', "204")
+    _found(said[4], '"state":"cancelled"', '"status":409', "204")
 
 
 def test_session_goes_on_and_ends(said: list[str]) -> None:
@@ -88,3 +88,10 @@ def test_streams_tell_every_transition(said: list[str]) -> None:
 
 def test_upstream_message_is_answered(said: list[str]) -> None:
     _found(said[8], "job.accepted", "job.succeeded")
+
+
+def test_bulk_is_taken_in_by_its_operations_and_once(said: list[str]) -> None:
+    _found(
+        said[11], '"name":"pallet"', '"status":"ACTIVE"', '{"index":2,"error":{', "idempotent-replayed: true"
+    )
+    assert said[11].replace('": ', '":').count('"state":"succeeded"') == 3

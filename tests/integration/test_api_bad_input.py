@@ -377,3 +377,11 @@ def test_client_that_dawdles_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch
         connection.sendall(beginning)
         while connection.recv(4096):
             pass
+
+
+def test_two_tokens_are_refused_also_where_one_is_remembered(api: Api) -> None:
+    token = f"Bearer {api.tokens[Role.USER]}"
+    assert api.request("GET", ENTITIES).status == 200
+    lines = (f"Authorization: {token}", "Connection: close")
+    received = api.raw(_head(api, *lines, method="GET"))
+    assert received.startswith(b"HTTP/1.1 400 ")

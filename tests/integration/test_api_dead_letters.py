@@ -414,3 +414,19 @@ def test_secret_in_a_patch_is_not_written_into_the_audit_trail(api: Api) -> None
     (row,) = audit(api, job["id"])
     assert "hunter2" not in json.dumps(row.detail)
     assert row.detail["patch"]["metadata"]["plain"] == "kept"
+
+
+def test_part_of_a_parent_is_judged_by_its_parent(api: Api) -> None:
+    entity = api.create()["id"]
+    job = api.request("POST", f"{ENTITIES}/{entity}/related", json_body={"type": "note", "value": 1}).json
+    kill(api, job["id"])
+    assert redrive(api, job["id"], dryRun=True).json["outcome"] == "succeeded"
+    removed = api.request("DELETE", f"{ENTITIES}/{entity}").json
+    api.apply(removed["id"])
+    assert redrive(api, job["id"]).status == 404
+    other = api.create()["id"]
+    kept = api.request("POST", f"{ENTITIES}/{other}/related", json_body={"type": "note", "value": 1}).json
+    kill(api, kept["id"])
+    assert redrive(api, kept["id"], patch={"value": 2}).status == 202
+    api.apply(kept["id"])
+    assert api.request("GET", f"{JOBS}/{kept['id']}").json["result"]["value"] == 2

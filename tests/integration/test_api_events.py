@@ -45,7 +45,9 @@ def _put_off(api: Api, job: Any) -> None:
         lanes, _ = ledger.lock_lanes(connection, [identifier])
         (work,) = [one for one in ledger.open_jobs(connection, lanes, 9) if one.id == identifier]
         attempt, delay = work.attempt + 1, timedelta(0)
-        ledger.retry_later(connection, work, attempt=attempt, delay=delay, error=internal_problem(None))
+        ledger.retry_later(
+            connection, work, attempt=attempt, delay=delay, error=internal_problem(None), reason="a fault"
+        )
 
 
 def _finish(api: Api, job: Any, state: JobState) -> None:

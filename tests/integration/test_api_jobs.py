@@ -113,7 +113,9 @@ def test_long_poll_with_a_known_sequence_comes_back_at_any_change(api: Api) -> N
                 if str(one.id) == job["id"]
             ]
             problem = internal_problem(None)
-            ledger.retry_later(connection, work, attempt=1, delay=timedelta(minutes=2), error=problem)
+            ledger.retry_later(
+                connection, work, attempt=1, delay=timedelta(minutes=2), error=problem, reason="a fault"
+            )
 
     _later(0.3, put_off)
     headers = {"Prefer": "wait=20", "If-None-Match": f'"{job["sequence"]}"'}

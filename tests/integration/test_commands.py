@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner, Result
 
 from deploy.cli import waybill
-from models.errors import Conflict, NotFound
+from models.dead_letters.messages import DeadMessage, DeadMessages
+from models.errors import Conflict, Invalid, NotFound
 from models.ids import new_id
 from models.job import JobState
 from models.ledger import Outcome
@@ -61,6 +63,80 @@ def test_dead_job_is_listed_and_redriven(run: Run, platform: Platform) -> None:
     assert "it broke" in listed
     assert run("dead-letters", "redrive", str(job_id), "--reason", "mended").exit_code == 0
     assert platform.states([job_id]) == ["queued"]
+
+
+@pytest.fixture
+def dead(platform: Platform) -> str:
+    (job_id,) = platform.accept(platform.create("Ada"))
+    outcome = Outcome(job_id=job_id, state=JobState.DEAD, attempt=8, error={"message": "it broke"})
+    with platform.database.transaction() as connection:
+        platform.ledger.finish(connection, [outcome])
+    return str(job_id)
+
+
+def test_dead_letter_is_grouped_shown_foreseen_edited_and_redriven(
+    run: Run, platform: Platform, dead: str
+) -> None:
+    (group,) = run("dead-letters", "groups").output.splitlines()
+    assert "it broke" in group
+    assert dead in run("dead-letters", "list", "--error", group.split()[0]).output
+    assert json.loads(run("dead-letters", "show", dead).output)["data"] == {"name": "Ada"}
+    mend = ("dead-letters", "redrive", dead, "--reason", "mended", "--patch", '{"name": "Grace"}')
+    foreseen = json.loads(run(*mend, "--dry-run").output)
+    assert (foreseen["outcome"], foreseen["result"]["name"]) == ("succeeded", "Grace")
+    assert platform.states([UUID(dead)]) == ["dead"]
+    assert "generation 2" in run(*mend).output
+    platform.applier().apply([UUID(dead)])
+    assert platform.result(UUID(dead))["name"] == "Grace"
+
+
+@pytest.mark.parametrize("patch", ['{"colour": 1}', "[1]", "{", '{"name": null}'])
+def test_impossible_patch_changes_nothing_and_fails(
+    run: Run, platform: Platform, dead: str, patch: str
+) -> None:
+    result = run("dead-letters", "redrive", dead, "--reason", "x", "--patch", patch)
+    assert isinstance(result.exception, Conflict | Invalid)
+    assert platform.states([UUID(dead)]) == ["dead"]
+
+
+def test_discarded_letter_is_listed_no_more(run: Run, dead: str) -> None:
+    assert run("dead-letters", "discard", dead, "--reason", "old").exit_code == 0
+    assert dead not in run("dead-letters").output
+    assert dead in run("dead-letters", "list", "--discarded").output
+    assert isinstance(run("dead-letters", "discard", dead, "--reason", "old").exception, Conflict)
+    assert isinstance(run("dead-letters", "redrive", dead, "--reason", "x").exception, Conflict)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("redrive", "--reason", "x"),
+        ("redrive", "no-id", "--reason", "x"),
+        ("redrive", str(new_id())),
+        ("discard", "--reason", "x"),
+        ("show", "x"),
+    ],
+)
+def test_incomplete_command_is_a_usage_error(run: Run, arguments: tuple[str, ...]) -> None:
+    assert run("dead-letters", *arguments).exit_code == 2
+
+
+def test_dead_messages_are_listed_with_what_the_ledger_held(run: Run, platform: Platform) -> None:
+    message = DeadMessage(
+        digest=new_id().bytes,
+        queue="waybill.jobs",
+        reason="rejected",
+        task=None,
+        are_jobs=False,
+        ids=(),
+        headers={},
+        content_type=None,
+        size=3,
+        body=b"abc",
+    )
+    with platform.database.transaction() as connection:
+        assert DeadMessages().keep(connection, message)
+    assert "rejected  waybill.jobs" in run("dead-letters", "messages").output
 
 
 @pytest.mark.parametrize(("command", "member"), [("openapi", "paths"), ("asyncapi", "channels")])

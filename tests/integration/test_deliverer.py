@@ -306,6 +306,29 @@ def test_events_tell_each_end_of_a_redriven_job_as_it_was(
         platform.ledger.redrive(connection, {job: None})
     platform.applier().apply([job])
     deliverer.deliver(ids(platform, "events"))
-    told = [json.loads(listener.message().body)["type"] for _ in range(2)]
+    told = [listener.message() for _ in range(3)]
+    events = [json.loads(message.body) for message in told]
+    assert listener.is_empty()
     listener.end()
-    assert told == ["job.dead", "job.succeeded"]
+    assert [event["type"] for event in events] == ["job.dead", "job.succeeded", "job.resolved"]
+    assert told[-1].delivery_info["routing_key"] == "entities.create.resolved"
+    assert (events[-1]["resolution"], events[-1]["data"]["generation"]) == ("redriven", 2)
+    assert events[-1]["data"]["state"] == "succeeded"
+    assert len({event["id"] for event in events}) == 3
+
+
+def test_discarded_letter_is_told_as_resolved_and_its_death_not_again(
+    platform: Platform, deliverer: Deliverer, client: Connection
+) -> None:
+    listener = Listener(client, "discards", "#")
+    (job,) = platform.accept(platform.create())
+    platform.rows("UPDATE jobs SET crashes = 99 WHERE id = :id", id=job)
+    platform.applier().apply([job], are_suspect=True)
+    with platform.database.transaction() as connection:
+        assert platform.ledger.discard(connection, [job]) == [job]
+    deliverer.deliver(ids(platform, "events"))
+    events = [json.loads(listener.message().body) for _ in range(2)]
+    assert listener.is_empty()
+    listener.end()
+    assert [event["type"] for event in events] == ["job.dead", "job.resolved"]
+    assert events[1]["resolution"] == "discarded"

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import urllib3
 
+from api_shim.routes.explain import QueueLook, unknown_queue
 from api_shim.routes.health import ReadinessCheck
 from api_shim.server import Edge, build, server_of
 from models.container import Container
@@ -147,7 +148,12 @@ class Api:
 
 @contextmanager
 def running_api(
-    database_url: str, data_dir: Path, *, checks: Iterable[ReadinessCheck] = (), **settings: Any
+    database_url: str,
+    data_dir: Path,
+    *,
+    checks: Iterable[ReadinessCheck] = (),
+    look: QueueLook = unknown_queue,
+    **settings: Any,
 ) -> Iterator[Api]:
     """An API on a free port over ``database_url``, with a user of each role. Limits are off unless set."""
     settings.setdefault("rate_limits", "off")
@@ -156,7 +162,7 @@ def running_api(
     container.registry  # noqa: B018 - its tables belong to the schema
     migrate(container.database.engine, create_tables=True)
     announcer = RecordingAnnouncer()
-    edge = build(container, announcer, list(checks))
+    edge = build(container, announcer, list(checks), look=look)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

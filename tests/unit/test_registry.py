@@ -7,6 +7,8 @@ import pytest
 
 from models.errors import ConfigurationError, NotFound
 from models.registry import Registry, discover
+from models.resource_type import Parent
+from models.resources import entities, related
 from tests.kit import tickets
 
 
@@ -21,6 +23,21 @@ def test_built_in_and_named_resources_are_found_by_name() -> None:
 def test_unknown_resource_is_404() -> None:
     with pytest.raises(NotFound):
         discover()["parcels"]
+
+
+def test_part_knows_its_parent_and_where_it_is_found() -> None:
+    registry = discover()
+    entities, related = registry["entities"], registry["related"]
+    assert (related.parent, registry.children("entities")) == (entities, (related,))
+    assert (entities.instance_path, related.path) == ("entities/{id}", "entities/{id}/related")
+    assert related.instance_path == "entities/{id}/related/{partId}"
+
+
+@pytest.mark.parametrize("parent", ["nowhere", "related", "orphans"])
+def test_parent_that_cannot_be_one_is_refused(parent: str) -> None:
+    orphan = replace(related.RESOURCE, name="orphans", parent=Parent(parent, "entity_id"))
+    with pytest.raises(ConfigurationError, match=f"its parent {parent} is not"):
+        Registry([entities.RESOURCE, related.RESOURCE, orphan])
 
 
 def test_two_resources_of_one_name_are_refused() -> None:

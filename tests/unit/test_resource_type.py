@@ -1,13 +1,16 @@
 """Declaring a resource: what is refused at start, and what its instances are made of."""
 
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
+from pydantic import JsonValue, create_model
 from sqlalchemy import Boolean, Column, ForeignKey, Index, MetaData, String, Table, Uuid
 
 from models.errors import ConfigurationError
-from models.resource_type import ResourceType, resource_table
+from models.identity.principals import Role
+from models.ids import lane_key, new_id
+from models.resource_type import Parent, ResourceType, resource_table
 from models.schema import Schema
 from models.tables import metadata
 
@@ -91,6 +94,53 @@ def test_jobs_are_folded_only_where_no_constraint_could_refuse_a_state_in_betwee
     items: tuple[Any, ...], *, folds: bool
 ) -> None:
     assert parcels(*items).folds is folds
+
+
+def test_parent_that_the_table_does_not_name_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="lacks its parent's entity_id"):
+        parcels(parent=Parent("entities", "entity_id"))
+
+
+def test_reference_to_the_parent_does_not_keep_jobs_from_being_folded() -> None:
+    column = Column("entity_id", Uuid, ForeignKey("entities.id"), nullable=False)
+    declared = parcels(column, parent=Parent("entities", "entity_id"))
+    assert declared.folds
+    assert "entity_id" not in declared.defaults
+
+
+def test_part_queues_in_its_parents_lane() -> None:
+    declared = parcels(Column("entity_id", Uuid, nullable=False), parent=Parent("entities", "entity_id"))
+    one, other, parent = new_id(), new_id(), new_id()
+    assert declared.lane(one, parent) == declared.lane(other, parent) == lane_key("entities", parent)
+    assert parcels().lane(one) == lane_key("parcels", one)
+
+
+def test_version_is_the_callers_only_where_the_read_schema_shows_it() -> None:
+    class Versioned(SeenParcel):
+        version: int
+
+    assert parcels(read=Versioned).has_version
+    assert not parcels().has_version
+
+
+@pytest.mark.parametrize(
+    ("annotation", "takes"),
+    [
+        (str, False),
+        (int | None, False),
+        (list[str], False),
+        (Literal["a"], False),
+        (Role, False),
+        (dict[str, int], True),
+        (dict[str, int] | None, True),
+        (JsonValue, True),
+        (Parcel, True),
+        (str | Parcel, True),
+    ],
+)
+def test_objects_fit_only_members_that_may_be_one(annotation: Any, *, takes: bool) -> None:
+    update = create_model("Update", __base__=Schema, label=(annotation, ...))
+    assert (parcels(update=update).takes_object == {"label"}) is takes
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ ENTITY: dict[str, Any] = {
     "id a number": {"name": "a", "id": 5},
     "id a path": {"name": "a", "id": "../../etc/passwd"},
 }
+_NOT_OF_A_PATCH = ("no name", "created archived", "status null")
+"""Right in a patch: a null takes the member's default."""
 MASS_ASSIGNMENT = ("version", "ownerId", "owner_id", "createdAt", "updatedAt", "role", "isAdmin", "__proto__")
 _VALUES = {"version": 99, "role": "admin", "isAdmin": True, "__proto__": {"role": "admin"}}
 
@@ -96,7 +98,7 @@ def attacks() -> Iterator[Attack]:
     """Every document at its door."""
     for name, document in ENTITY.items():
         yield http("members", f"create: {name}", "POST", ENTITIES, 400, json_body=document)
-        if name not in ("no name", "created archived"):
+        if name not in _NOT_OF_A_PATCH:
             patch = {member: value for member, value in document.items() if member != "name" or value != "a"}
             path = f"{ENTITIES}/{{entity}}"
             yield http("members", f"patch: {name}", "PATCH", path, 400, json_body=patch)
