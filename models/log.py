@@ -18,6 +18,9 @@ _SECRET_NAME = re.compile(
     r"authorization|passw(or)?d|secret|token|api[-_]?key|credential|cookie|private[-_]?key|recovery[-_]?codes?|\botp(auth)?",
     re.IGNORECASE,
 )
+_UNPRINTABLE = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""What JSON lets stand: terminals' control characters, other line ends, marks of direction, surrogates."""
+
 _SECRETS = (
     (re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]+"), "whsec_" + MASK),
     (re.compile(r"\bwbr_[A-Za-z0-9_-]+"), "wbr_" + MASK),
@@ -53,6 +56,10 @@ class LineFormatter(JsonFormatter):
 
     def __init__(self) -> None:
         super().__init__(["message"], json_ensure_ascii=False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`JsonFormatter`; nothing in the line ends it, moves a cursor or turns text around."""
+        return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", super().format(record))
 
     def add_fields(
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]

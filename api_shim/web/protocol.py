@@ -1,8 +1,10 @@
 """HTTP at the socket: uvicorn's protocol with limits on size and time, and refusals in our own words.
 
-uvicorn's httptools protocol bounds neither the head of a request nor the time that one may take to
-arrive, and leaves a connection open that never says anything. All three are bounded here, without
-cost per request: a clock is noted, and one sweep a second looks for those who are late.
+uvicorn's httptools protocol bounds neither the head of a request, nor what comes around the chunks of
+its body, nor the time that one may take to arrive, and leaves a connection open that never says
+anything. All are bounded here, at next to no cost per request: a clock is noted, and one sweep a
+second looks for those who are late. It also takes trailers for headers, and a request without a host
+or with two of them: a proxy before us may have looked at another one.
 """
 
 import asyncio
@@ -27,6 +29,9 @@ from models.job import to_json
 from models.metrics import INVALID_REQUESTS
 
 MAX_HEAD_BYTES = 32 * 1024
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+"""Of one request as it comes, chunk sizes, extensions and trailers included: twice the largest body."""
+
 MAX_MESSAGE_BYTES = 64 * 1024
 """Of one WebSocket message."""
 
@@ -48,18 +53,31 @@ class GuardedProtocol(HttpToolsProtocol):
         """The clock runs from the first moment."""
         super().connection_made(transport)
         self._head_bytes = 0
+        self._request_bytes = 0
         self._is_in_head = True
         self.began: float | None = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, as long as the head stays within its limit."""
+        """Take what came, as long as the head and the whole stay within their limits."""
         if self.began is None:
             self.began = time.monotonic()
         if self._is_in_head:
             self._head_bytes += len(data)
+        self._request_bytes += len(data)
+        if self._request_bytes > MAX_REQUEST_BYTES:
+            if not self.transport.is_closing():
+                self._refuse(
+                    "request_too_large", f"The request is over {MAX_REQUEST_BYTES} bytes as it comes"
+                )
+            return
         super().data_received(data)
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse("head_too_large", f"The request's head is over {MAX_HEAD_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header. What comes after the body is none, whatever it is called (RFC 9110, 6.5.1)."""
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
@@ -68,6 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         if is_too_large:
             raise ValueError("the head is too large")
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise ValueError("not one host (RFC 9112, 3.2)")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -75,6 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._is_in_head = True
         self._head_bytes = 0
+        self._request_bytes = 0
         self.began = None
 
     def send_400_response(self, msg: str) -> None:

@@ -36,9 +36,8 @@ class WebSocket:
         scope: ASGI's.
         receive: ASGI's.
         send: ASGI's.
-        proxies: Who is believed to say whose socket it passes on.
         gates: What a request passes; here at the first message, which holds the token.
-        proxies: Who is believed to say whose request it passes on.
+        proxies: Who is believed to say whose socket it passes on.
     """
 
     def __init__(

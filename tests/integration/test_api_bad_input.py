@@ -198,10 +198,12 @@ def test_what_is_no_http_is_refused_and_closed(api: Api, data: bytes) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        lambda: b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
-        lambda: b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000,
-        lambda: b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n",
-        lambda: b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(5000)) + b"\r\n",
+        lambda: b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
+        lambda: b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000,
+        lambda: b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        lambda: (
+            b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(5000)) + b"\r\n"
+        ),
     ],
 )
 def test_oversized_head_is_refused_and_closed(api: Api, head: Callable[[], bytes]) -> None:
@@ -367,7 +369,7 @@ def test_remembered_token_expires(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "beginning", [b"", b"GET /health/li", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab"]
+    "beginning", [b"", b"GET /health/li", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab"]
 )
 def test_client_that_dawdles_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
     monkeypatch.setattr("api_shim.web.protocol.MAX_REQUEST_SECONDS", 0.5)

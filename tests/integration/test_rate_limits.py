@@ -1,6 +1,7 @@
 """Rate limits as a client meets them: alone, over two processes with Redis, and while Redis is away."""
 
 import os
+import re
 import signal
 import statistics
 import time
@@ -108,6 +109,17 @@ def test_guesses_at_tokens_are_limited_by_address_and_spare_the_user(api: Api) -
     statuses = [api.request("GET", ENTITIES, token=f"guess-{n}").status for n in range(8)]
     assert statuses == [401] * 6 + [429] * 2
     assert api.request("GET", ENTITIES).status == 200
+
+
+def test_refusals_are_counted(api: Api) -> None:
+    def counted() -> float:
+        text = api.request("GET", "/metrics", role=None).body.decode()
+        found = re.search(r'waybill_http_refusals_total\{error="RateLimit"\} (\S+)', text)
+        return float(found[1]) if found else 0.0
+
+    before = counted()
+    assert [_create(api).status for _ in range(5)][-2:] == [429, 429]
+    assert counted() == before + 2
 
 
 def test_off_says_and_refuses_nothing(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> None:

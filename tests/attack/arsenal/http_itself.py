@@ -57,13 +57,13 @@ _NO_HTTP: dict[str, bytes] = {
     "NULs": b"\x00" * 64,
 }
 _HEADS: dict[str, Callable[[], bytes]] = {
-    "a header of 40 KB": lambda: b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
-    "a header of 1 MB, without an end": lambda: b"GET / HTTP/1.1\r\nX: " + b"a" * 1_000_000,
-    "a target of 40 KB": lambda: b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n",
+    "a header of 40 KB": lambda: b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
+    "a header of 1 MB, without an end": lambda: b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1_000_000,
+    "a target of 40 KB": lambda: b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "5,000 headers": lambda: (
-        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(5000)) + b"\r\n"
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(5000)) + b"\r\n"
     ),
-    "a method of 40 KB": lambda: b"A" * 40_000 + b" / HTTP/1.1\r\n\r\n",
+    "a method of 40 KB": lambda: b"A" * 40_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
 }
 
 
