@@ -103,7 +103,7 @@ def test_redriven_job_was_dead_in_between(api: Api) -> None:
     _put_off(api, job)
     _finish(api, job, JobState.DEAD)
     with api.container.database.transaction() as connection:
-        api.container.ledger.redrive(connection, UUID(job["id"]))
+        api.container.ledger.redrive(connection, {UUID(job["id"]): None})
     _put_off(api, job)
     api.apply(job["id"])
     seen = list(_stream(api, job, last_event_id=job["sequence"]).events())
