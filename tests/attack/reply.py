@@ -77,9 +77,9 @@ class Reply:
             yield "no X-Content-Type-Options"
         if not _REQUEST_ID.fullmatch(self.headers.get("x-request-id", "")):
             yield f"X-Request-ID {self.headers.get('x-request-id')!r}"
-        if found := _LEAKS.search(self.body.decode("utf-8", "replace")):
-            yield f"the body tells of the inside: {found[0]!r}"
         if self.status >= 400:
+            if found := _LEAKS.search(self.body.decode("utf-8", "replace")):
+                yield f"the body tells of the inside: {found[0]!r}"
             yield from self._refusal_faults()
 
     def _refusal_faults(self) -> Iterator[str]:
