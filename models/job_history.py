@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -132,7 +133,15 @@ def _as_it_stood(job: Job, row: Sequence[Any]) -> Job:
         version=None,
         result=None,
         error=detail if isinstance(detail, dict) and "status" in detail else None,
+        attempts=[one for one in job.attempts or () if _moment(one["at"]) <= at + _SAME_STATEMENT] or None,
     )
+
+
+_SAME_STATEMENT = timedelta(milliseconds=1)
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 class Horizon:
