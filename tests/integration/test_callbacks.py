@@ -132,7 +132,7 @@ def test_body_tells_the_outcome_as_it_was_though_the_job_went_on(
         platform.applier().apply([job])
     died_at = platform.job(job).finished_at
     with platform.database.transaction() as connection:
-        platform.ledger.redrive(connection, job)
+        platform.ledger.redrive(connection, {job: None})
     platform.rows('UPDATE jobs SET payload = \'{"number": "revived"}\' WHERE id = :id', id=job)
     platform.applier().apply([job])
     assert platform.job(job).state is JobState.SUCCEEDED
