@@ -28,14 +28,14 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(_configuration(settings))
     runtime = Runtime(settings, app)
 
-    @app.task(name=APPLY, bind=True, ignore_result=True, Request=witnessed(runtime.witness))
+    @app.task(shared=False, name=APPLY, bind=True, ignore_result=True, Request=witnessed(runtime.witness))
     def apply(task: Task[Any, Any], job_ids: list[str]) -> None:
         """Apply announced jobs."""
         delivery = task.request.delivery_info or {}
         is_redelivered, queue = bool(delivery.get("redelivered")), str(delivery.get("routing_key"))
         _run(lambda: runtime.apply(_uuids(job_ids), are_suspect=is_redelivered, queue=queue), len(job_ids))
 
-    @app.task(name=DELIVER, ignore_result=True)
+    @app.task(shared=False, name=DELIVER, ignore_result=True)
     def deliver(delivery_ids: list[str]) -> None:
         """Send announced deliveries."""
         _run(lambda: runtime.deliver(_uuids(delivery_ids)), len(delivery_ids))
