@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery, signals
+from celery.app.trace import setup_worker_optimizations
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.platforms import EX_OK
 from celery.utils.nodenames import host_format
@@ -106,6 +107,7 @@ class ThreadedWorker:
     ) -> None:
         self._on_lost = on_lost
         self._is_stopping = False
+        setup_worker_optimizations(app, hostname)  # its threads look tasks up in the application named here
         self._controller = app.WorkController(
             hostname=hostname,
             queues=list(ALL_QUEUES),
