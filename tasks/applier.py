@@ -301,11 +301,11 @@ class Applier:
         return head
 
     def _may_try(self, job: OpenJob, applied: Applied) -> bool:
-        """Record, in a commit of its own, an attempt that may kill this worker; False ends the job dead."""
+        """Record, in a commit of its own, an attempt that may kill this worker; after the last it is dead."""
         with self._database.transaction() as connection:
             present = self._lock_head(connection, job.id)
-            if present is None or present.id != job.id:
-                return False
+            if present is None or present.id != job.id or present.crashes != job.crashes:
+                return False  # another worker has been at it meanwhile: look again
             if job.crashes < MAX_CRASHES:
                 self._ledger.record_crash_attempt(connection, job.id, worker_name(os.getpid()))
                 return True
