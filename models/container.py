@@ -145,19 +145,23 @@ class Container:
         return SecondFactors(self.sealer)
 
     @cached_property
+    def login_guard(self) -> LoginGuard:
+        """Makes those wait who guess."""
+        return LoginGuard(self.key("login-attempts"))
+
+    @cached_property
     def sign_in(self) -> SignIn:
         """Begins, renews and ends sessions."""
         families = RefreshFamilies(
             idle=timedelta(days=self.settings.refresh_idle_days),
             lifetime=timedelta(days=self.settings.refresh_lifetime_days),
         )
-        guard = LoginGuard(self.key("login-attempts"))
         return SignIn(
             self.database,
             users=self.users,
             families=families,
             second_factors=self.second_factors,
-            guard=guard,
+            guard=self.login_guard,
             tokens=self.tokens,
             cache=SessionCache(self.redis),
         )
