@@ -1,5 +1,6 @@
 """The cache as callers meet it: hits, never too old, never somebody else's, never needed."""
 
+import json
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ from models.identity.principals import Role
 from models.ids import new_id
 from models.redis_client import TIMEOUT_SECONDS
 from tests.kit import servers
-from tests.kit.api import Api, running_api
+from tests.kit.api import PASSWORD, Api, running_api
 from tests.kit.waiting import wait_until
 
 ENTITIES = "/api/v1/entities"
@@ -272,3 +273,22 @@ def test_new_worker_forgets_what_its_predecessor_may_have_owed(api: Api, redis: 
     wait_until(lambda: redis.get(key) is None, what="the entry is forgotten")
     assert redis.get("another:application") == b"stays"
     assert redis.get(mark) == b"!somebody", "a change under way stays marked"
+
+
+# ---- sessions ------------------------------------------------------------------------------
+
+
+def test_session_is_noted_for_a_day_and_forgotten_at_its_end(api: Api, redis: Redis) -> None:
+    body = {"email": api.users[Role.USER].email, "password": PASSWORD}
+    session = api.request("POST", "/auth/login", role=None, json_body=body).json
+    (key,) = redis.scan_iter("waybill:session:*")
+    assert json.loads(redis.get(key) or b"") == {"userId": str(api.users[Role.USER].id), "role": "user"}
+    assert 23 * 3600 < redis.ttl(key) <= 24 * 3600
+    redis.flushall()
+    token = {"refreshToken": session["refreshToken"]}
+    renewed = api.request("POST", "/auth/refresh", role=None, json_body=token)
+    assert renewed.status == 200, "Redis is not the truth"
+    assert list(redis.scan_iter("waybill:session:*")) == [key]
+    ended = {"refreshToken": renewed.json["refreshToken"]}
+    assert api.request("POST", "/auth/logout", role=None, json_body=ended).status == 204
+    assert list(redis.scan_iter("waybill:session:*")) == []
