@@ -24,7 +24,7 @@ class Login(Schema):
     """Body of POST /auth/login."""
 
     email: str = Field(min_length=3, max_length=254, examples=["ada@example.com"])
-    password: str = Field(min_length=1, max_length=1024)
+    password: str = Field(min_length=1, max_length=1024, examples=["correct horse battery staple"])
     otp: str | None = Field(
         None,
         min_length=1,
@@ -36,7 +36,7 @@ class Login(Schema):
 class Refresh(Schema):
     """Body of POST /auth/refresh and /auth/logout."""
 
-    refresh_token: str = Field(min_length=1, max_length=256)
+    refresh_token: str = Field(min_length=1, max_length=256, examples=["3Jx0…"])
 
 
 class Confirmation(Schema):
@@ -48,17 +48,22 @@ class Confirmation(Schema):
 class LoggedIn(Schema):
     """Answer of POST /auth/login and /auth/refresh."""
 
-    access_token: str
-    refresh_token: str = Field(description="good once, for POST /auth/refresh, which gives the next one")
+    access_token: str = Field(examples=["eyJhbGciOiJFZERTQSIs…"])
+    refresh_token: str = Field(
+        description="good once, for POST /auth/refresh, which gives the next one", examples=["3Jx0…"]
+    )
     token_type: str = Field(examples=["Bearer"])
-    expires_in: int = Field(description="seconds that the access token is good for")
+    expires_in: int = Field(description="seconds that the access token is good for", examples=[1800])
 
 
 class Enrolled(Schema):
     """Answer of POST /auth/mfa/enroll."""
 
-    secret: str = Field(description="base32, for an authenticator")
-    otpauth_uri: str = Field(description="the same, for a QR code")
+    secret: str = Field(description="base32, for an authenticator", examples=["JBSWY3DPEHPK3PXP"])
+    otpauth_uri: str = Field(
+        description="the same, for a QR code",
+        examples=["otpauth://totp/Waybill:ada%40example.org?secret=JBSWY3DPEHPK3PXP&issuer=Waybill"],
+    )
     recovery_codes: list[str] = Field(
         min_length=RECOVERY_CODES,
         max_length=RECOVERY_CODES,

@@ -67,7 +67,9 @@ class LetterFilter(Schema):
 class RedriveManyRequest(RedriveRequest):
     """Body of POST /dead-letters/redrive: ``ids``, or a ``filter``."""
 
-    ids: list[UUID] | None = Field(None, min_length=1, max_length=MOST_AT_ONCE)
+    ids: list[UUID] | None = Field(
+        None, min_length=1, max_length=MOST_AT_ONCE, examples=[["019a9c5e-7b1e-7d30-8a52-3f1d6b1c2e4f"]]
+    )
     filter: LetterFilter | None = Field(None, description=f"the oldest {MOST_AT_ONCE:,} that it fits")
 
 
