@@ -1,21 +1,20 @@
 """Routes about having a token: log in, refresh, log out, second factor, published keys. No rules."""
 
 from collections.abc import Iterator
-from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from api_shim.routes.outcomes import NO_STORE
-from api_shim.web.http import JSON, Request, Response, json_response
+from api_shim.web.body import read_body
+from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
-from models import strict_json
 from models.database import Database
 from models.identity.principals import Principal
 from models.identity.second_factors import RECOVERY_CODES, Enrolment, SecondFactors
 from models.identity.sign_in import Session, SignIn
 from models.identity.tokens import Tokens
-from models.schema import Schema, refusal
+from models.schema import Schema
 
 _MAX_BODY_BYTES = 8 * 1024
 
@@ -71,9 +70,6 @@ class Enrolled(Schema):
     )
 
 
-_Body = TypeVar("_Body", bound=Schema)
-
-
 class Auth:
     """The routes about having a token.
 
@@ -105,18 +101,18 @@ class Auth:
 
     async def login(self, request: Request) -> Response:
         """Tokens for an email and its password; one answer, and one timing, for all that is wrong."""
-        login = await _body(request, Login)
+        login = await read_body(request, Login, _MAX_BODY_BYTES)
         given = (login.email, login.password, login.otp, request.address)
         return _logged_in(await self._logins.call(self._sign_in.log_in, *given))
 
     async def refresh(self, request: Request) -> Response:
         """The next tokens of a session."""
-        given = await _body(request, Refresh)
+        given = await read_body(request, Refresh, _MAX_BODY_BYTES)
         return _logged_in(await self._threads.call(self._sign_in.refresh, given.refresh_token))
 
     async def logout(self, request: Request) -> Response:
         """The end of a session; also of one that has ended."""
-        given = await _body(request, Refresh)
+        given = await read_body(request, Refresh, _MAX_BODY_BYTES)
         await self._threads.call(self._sign_in.log_out, given.refresh_token)
         return Response(204, headers=(NO_STORE,))
 
@@ -132,7 +128,7 @@ class Auth:
 
     async def confirm(self, request: Request) -> Response:
         """From now on logging in takes a code."""
-        given = await _body(request, Confirmation)
+        given = await read_body(request, Confirmation, _MAX_BODY_BYTES)
         await self._threads.call(self._confirm, request.principal, given.otp)
         return Response(204, headers=(NO_STORE,))
 
@@ -226,23 +222,6 @@ class Auth:
             is_public=True,
             answers={200: Answer("A JWK set", "JwkSet", ("Cache-Control",))},
         )
-
-
-async def _body(request: Request, schema: type[_Body]) -> _Body:
-    """The request's body.
-
-    Raises:
-        Invalid: It does not fit.
-        UnsupportedMediaType: It is not JSON.
-        PayloadTooLarge: It is over 8 KiB.
-    """
-    request.check_media_type(JSON)
-    body = await request.body(_MAX_BODY_BYTES)
-    strict_json.parse(body)
-    try:
-        return schema.model_validate_json(body, strict=True, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise refusal(error) from None
 
 
 def _logged_in(session: Session) -> Response:
