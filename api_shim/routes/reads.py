@@ -24,8 +24,8 @@ from models.errors import Conflict, NotFound
 from models.identity.principals import Action, Principal, Reach, permission_needed, reach_of
 from models.job import to_json
 from models.ledger import Ledger
+from models.page_query import PageQuery
 from models.registry import Registry, Resource
-from models.repository import PageQuery
 from models.service import Row
 
 Instance = tuple[str, UUID]
@@ -260,7 +260,7 @@ def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
         {"type": "string", "enum": list(_sorts(resource)), "default": "createdAt"},
     )
     parameters = [words.LIMIT, words.CURSOR, sort]
-    if any(name in resource.type.table.columns for name in resource.type.searchable):
+    if resource.type.searched:
         parameters.append(words.SEARCH)
     if statuses := _statuses(resource):
         schema: dict[str, object] = {"type": "string", "enum": list(statuses)}
