@@ -13,6 +13,7 @@ out: :func:`few_found` stops at :data:`FEW`, and tells where it had to.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -34,6 +35,9 @@ from models.resource_type import ResourceType
 
 FEW = 1000
 """As many matches are sorted for a page; where there are more, one is met often enough in any order."""
+
+_Holds = Callable[[ColumnElement[str], str], ColumnElement[bool]]
+"""Whether a text holds another. Lower case is the database's on both sides: Python's rules differ."""
 
 _WILDCARD = re.compile(r"([\\%_])")
 _TRIGRAM = re.compile(r"[^\W_]{3}")
@@ -64,7 +68,7 @@ class PageQuery:
 def in_order(resource: ResourceType, query: PageQuery) -> Select[Any]:
     """The page, read along the index of its order."""
     table = resource.table
-    found = select(table).where(*_conditions(resource, query))
+    found = select(table).where(*_conditions(resource, query, _contains))
     return _page(found, table.columns[query.sort], table.c.id, query)
 
 
@@ -73,7 +77,9 @@ def few_found(resource: ResourceType, query: PageQuery) -> Select[Any]:
 
     The last column is how many that were: the page is right unless they are more than :data:`FEW`.
     """
-    found = select(resource.table).where(*_conditions(resource, query)).cte("found")
+    # Without three letters or digits in a row a trigram index would be read as a whole.
+    holds = _contains if _TRIGRAM.search(query.search or "") is None else _is_like
+    found = select(resource.table).where(*_conditions(resource, query, holds)).cte("found")
     # Planned as if all were wanted, in no order: by the trigram index, not along the page's order.
     found = found.prefix_with("MATERIALIZED")
     few = select(found).limit(_literal(FEW + 1)).subquery("few")
@@ -88,17 +94,19 @@ def _page(
     return found.order_by(*order).limit(_literal(query.limit))
 
 
-def _conditions(resource: ResourceType, query: PageQuery) -> list[ColumnElement[bool]]:
+def _conditions(resource: ResourceType, query: PageQuery, holds: _Holds) -> list[ColumnElement[bool]]:
     columns = resource.table.columns
     wanted: list[ColumnElement[bool]] = []
     if query.owner_id is not None:
-        wanted.append(columns["owner_id"] == query.owner_id)
+        # In a search it matters whether this owner has ten instances or half of them all.
+        owner = query.owner_id if query.search is None else _literal(query.owner_id)
+        wanted.append(columns["owner_id"] == owner)
     if query.parent_id is not None and resource.parent_column is not None:
         wanted.append(columns[resource.parent_column] == query.parent_id)
     if query.status is not None:
         wanted.append(columns["status"] == _literal(query.status))
     if query.search is not None:
-        wanted.append(or_(false(), *(_holds(columns[name], query.search) for name in resource.searched)))
+        wanted.append(or_(false(), *(holds(columns[name], query.search) for name in resource.searched)))
     if query.after is not None:
         key, identifier = columns[query.sort], columns["id"]
         value, last = query.after
@@ -108,15 +116,17 @@ def _conditions(resource: ResourceType, query: PageQuery) -> list[ColumnElement[
     return wanted
 
 
-def _holds(column: ColumnElement[str], search: str) -> ColumnElement[bool]:
-    """Whether the text holds this one. Lower case is the database's on both sides: Python's rules differ."""
-    if _TRIGRAM.search(search) is None:
-        # Without three letters or digits in a row a trigram index would be read as a whole.
-        return func.strpos(func.lower(column), func.lower(search)) > 0
+def _contains(column: ColumnElement[str], search: str) -> ColumnElement[bool]:
+    """As the planner takes for likely, and looks for in no index."""
+    return func.strpos(func.lower(column), func.lower(search)) > 0
+
+
+def _is_like(column: ColumnElement[str], search: str) -> ColumnElement[bool]:
+    """The same, as trigram indexes serve it."""
     literally = _WILDCARD.sub(r"\\\1", search)
     return func.lower(column).like(func.lower(f"%{literally}%"))
 
 
-def _literal(value: int | str) -> BindParameter[Any]:
+def _literal(value: int | str | UUID) -> BindParameter[Any]:
     """Known to the planner; escaped by SQLAlchemy."""
     return bindparam(None, value, literal_execute=True)
