@@ -98,9 +98,7 @@ def _conditions(resource: ResourceType, query: PageQuery, holds: _Holds) -> list
     columns = resource.table.columns
     wanted: list[ColumnElement[bool]] = []
     if query.owner_id is not None:
-        # In a search it matters whether this owner has ten instances or half of them all.
-        owner = query.owner_id if query.search is None else _literal(query.owner_id)
-        wanted.append(columns["owner_id"] == owner)
+        wanted.append(columns["owner_id"] == query.owner_id)
     if query.parent_id is not None and resource.parent_column is not None:
         wanted.append(columns[resource.parent_column] == query.parent_id)
     if query.status is not None:
@@ -127,6 +125,6 @@ def _is_like(column: ColumnElement[str], search: str) -> ColumnElement[bool]:
     return func.lower(column).like(func.lower(f"%{literally}%"))
 
 
-def _literal(value: int | str | UUID) -> BindParameter[Any]:
+def _literal(value: int | str) -> BindParameter[Any]:
     """Known to the planner; escaped by SQLAlchemy."""
     return bindparam(None, value, literal_execute=True)

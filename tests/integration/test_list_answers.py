@@ -83,6 +83,7 @@ def paged(platform: Platform, query: PageQuery, *, writes: bool = False) -> list
             page = repository.page(connection, PageQuery(**_members(query) | {"after": after}))
         if not page:
             return seen
+        assert page[0]["id"] not in (row["id"] for row in seen), "it goes in circles"
         seen += [dict(row) for row in page]
         after = (page[-1][query.sort], page[-1]["id"])
         if writes:

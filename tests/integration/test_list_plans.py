@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, text
 
+from models import page_query
 from models.page_query import FEW, PageQuery
 from tests.kit.debian_postgres import DebianPostgresServer, debian_postgres_server
 from tests.kit.platform import Platform, running_platform
@@ -64,6 +65,7 @@ def large(server: DebianPostgresServer) -> Iterator[Platform]:
                     "auto_explain.log_format = json",
                     "auto_explain.log_analyze = on",
                     "client_min_messages = log",
+                    "effective_cache_size = '4MB'",  # as if the table were larger than memory
                 )
             ),
         )
@@ -226,6 +228,14 @@ def test_common_text_is_read_in_order_after_a_bounded_trial(
     assert looked_at(trial) <= 2 * (FEW + 1)
     assert indexes(plan) == {LISTS[is_admin, sort.removeprefix("-")]}
     assert looked_at(plan) == LIMIT
+
+
+def test_trial_goes_by_the_trigram_indexes_also_where_many_are_expected(
+    large: Platform, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_query, "FEW", 1)  # of the many that the planner guesses, as on a huge table
+    (plan,) = plans(large, connection, asked(large, "name", is_admin=True, search="absent"))
+    assert {"trgm_entities_name", "trgm_entities_description"} <= indexes(plan)
 
 
 def test_text_without_a_trigram_leaves_those_indexes_alone(large: Platform, connection: Connection) -> None:
