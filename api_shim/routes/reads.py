@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -275,7 +275,7 @@ def _sorts(resource: Resource) -> tuple[str, ...]:
 def _value(resource: Resource, column: str, text: str) -> Any:
     """A sort value back out of a cursor, which is signed: it was written by :func:`_text`."""
     kind = resource.type.table.columns[column].type.python_type
-    return datetime.fromisoformat(text) if kind is datetime else kind(text)
+    return kind.fromisoformat(text) if issubclass(kind, date) else kind(text)
 
 
 def _statuses(resource: Resource) -> tuple[str, ...]:
@@ -296,4 +296,4 @@ def _question(resource: Resource, request: Request, principal: Principal) -> lis
 
 
 def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.isoformat() if isinstance(value, date) else str(value)
