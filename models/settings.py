@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     max_open_age: int = Field(
         3_600, ge=0, description="seconds that the oldest may be queued; beyond it the same; 0: no bound"
     )
+    search_indexes: bool = Field(True, description="build indexes for ?q= where PostgreSQL has pg_trgm")
     refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
     refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
     streams_per_principal: int = Field(

@@ -77,6 +77,7 @@ users = Table(
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
     CheckConstraint(_one_of("role", Role), name="role"),
+    Index("idx_users_list", "created_at", "id"),
 )
 
 jobs = Table(
