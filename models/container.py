@@ -27,6 +27,7 @@ from models.identity.users import Users
 from models.intake import Intake
 from models.ledger import Ledger
 from models.registry import Registry, discover
+from models.retention import Retention
 from models.retry import RetryPolicy
 from models.settings import Settings
 
@@ -99,6 +100,15 @@ class Container:
     def redriver(self) -> Redriver:
         """Redrives and discards dead letters."""
         return Redriver(self.database, self.ledger, self.registry, self.users)
+
+    @cached_property
+    def retention(self) -> Retention:
+        """Deletes what is past its time."""
+        return Retention(
+            self.database,
+            finished=timedelta(days=self.settings.retention_days),
+            audit=timedelta(days=self.settings.audit_retention_days),
+        )
 
     @cached_property
     def capacity(self) -> Capacity:

@@ -1,0 +1,27 @@
+"""An index by which an idempotency key goes with its job; autovacuum for tables that are deleted from.
+
+Building the index holds up whoever hands in jobs with a key. On a large ledger build it beforehand, beside
+the running platform, by ``CREATE INDEX CONCURRENTLY`` under this name: then nothing is left to do here.
+"""
+
+from collections.abc import Sequence
+
+from alembic import op
+
+revision: str = "0009"
+down_revision: str | Sequence[str] | None = "0007"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+_INDEX = "idx_idempotency_keys_job_id"
+_COMMENT = "COMMENT ON COLUMN idempotency_keys.job_id IS "
+
+
+def upgrade() -> None:
+    op.create_index(_INDEX, "idempotency_keys", ["job_id"], if_not_exists=True)
+    op.execute(_COMMENT + "'goes with it'")
+
+
+def downgrade() -> None:
+    op.execute(_COMMENT + "NULL")
+    op.drop_index(_INDEX, table_name="idempotency_keys")
