@@ -1,6 +1,7 @@
 """Retention on a real PostgreSQL: what goes, what never goes, in small steps, one at a time."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +24,6 @@ from models.retention import Retention
 from tests.kit.ageing import aged, published
 from tests.kit.delivering import Endpoint
 from tests.kit.platform import Platform
-from tests.kit.waiting import wait_until
 
 KEPT = timedelta(days=30)
 LONG_AGO, LATELY = timedelta(days=31), timedelta(days=29)
@@ -114,6 +114,14 @@ def test_events_that_were_published_long_ago_go_and_what_waits_stays(
     )
     assert pruned(retention) == {"deliveries": 1}
     assert platform.rows("SELECT state FROM deliveries") == [("pending",)]
+
+
+def test_event_that_was_published_only_lately_stays(platform: Platform, retention: Retention) -> None:
+    ended(platform)
+    platform.rows("UPDATE deliveries SET announce_at = now()")
+    published(platform, LONG_AGO)
+    platform.rows("UPDATE deliveries SET updated_at = now() - :ago", ago=LATELY)
+    assert pruned(retention) == {}
 
 
 def test_dead_messages_and_audit_go_in_their_own_time(platform: Platform, retention: Retention) -> None:
@@ -208,8 +216,11 @@ def test_job_stays_where_there_is_a_reason(
     platform: Platform, retention: Retention, reason: Callable[[Platform, UUID], UUID]
 ) -> None:
     neighbour = aged(platform, ended(platform), LONG_AGO)
-    kept = reason(platform, ended(platform, **keyed("kept")))
+    with_reply = ended(platform, reply_to="answers", **keyed("kept"))
+    platform.rows("UPDATE deliveries SET state = 'delivered', announce_at = NULL WHERE kind = 'reply'")
+    kept = reason(platform, with_reply)
     before = rows_of(platform, kept)
+    assert before["deliveries"] >= 1
     pruned(retention)
     assert rows_of(platform, kept) == before
     assert not exists(platform, neighbour)
@@ -346,6 +357,28 @@ def test_callback_that_is_being_sent_again_keeps_its_job(platform: Platform, ret
     assert exists(platform, job_id)
 
 
+def test_callback_that_was_asked_for_again_meanwhile_keeps_its_job(
+    platform: Platform, retention: Retention
+) -> None:
+    Endpoint(platform, "https://receiver.example/hook", events=["job.succeeded"])
+    job_id = ended(platform)
+    platform.rows("UPDATE deliveries SET state = 'delivered', announce_at = NULL WHERE kind = 'callback'")
+    job_id = aged(platform, job_id, LONG_AGO)
+    ((delivery,),) = platform.rows("SELECT id FROM deliveries WHERE job_id = :id", id=job_id)
+
+    def resend(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if "past AS" in statement:
+            with platform.database.transaction() as other:
+                DeliveryLog().resend(other, platform.ada.id, delivery)
+
+    database = Database(platform.database.url)
+    event.listen(database.engine, "after_cursor_execute", resend)
+    pruned(Retention(database, finished=KEPT, audit=KEPT))
+    database.close()
+    assert exists(platform, job_id)
+    assert platform.rows("SELECT state FROM deliveries WHERE id = :id", id=delivery) == [("pending",)]
+
+
 @pytest.fixture
 def halted(platform: Platform) -> Iterator[Callable[[], None]]:
     """Prunes in a thread as far as a step's last statement, and commits when it is called."""
@@ -475,9 +508,13 @@ def test_overdue_counts_what_would_go(platform: Platform, retention: Retention) 
 
 
 def test_it_gives_way_within_moments_where_a_lock_is_held(platform: Platform, retention: Retention) -> None:
-    aged(platform, ended(platform), LONG_AGO)
+    aged(platform, ended(platform, **keyed("k")), LONG_AGO)
+    patient = Database(platform.database.url, lock_timeout=timedelta(seconds=20))
     with platform.database.transaction() as other:
-        other.execute(text("LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE"))
+        other.execute(text("LOCK TABLE idempotency_keys IN SHARE MODE"))
+        began = time.monotonic()
         with pytest.raises(Contention):
-            pruned(retention)
-    wait_until(lambda: pruned(retention).get("jobs") == 1)
+            pruned(Retention(patient, finished=KEPT, audit=KEPT))
+        assert time.monotonic() - began < 10
+    patient.close()
+    assert pruned(retention)["jobs"] == 1
