@@ -21,7 +21,7 @@ from models.intake import Receipt
 from models.job import JobState, Submission
 from models.ledger import Outcome
 from models.retention import Retention
-from tests.kit.ageing import aged, published
+from tests.kit.ageing import aged, many_finished, published
 from tests.kit.delivering import Endpoint
 from tests.kit.platform import Platform
 
@@ -253,36 +253,8 @@ def test_zero_keeps_for_good(platform: Platform) -> None:
 # ---- in small steps, beside everybody else -----------------------------------------------
 
 
-def many(platform: Platform, count: int) -> None:
-    """So many jobs that ended long ago, each with two events, a callback and a key."""
-    platform.rows(_MANY, ada=platform.ada.id, count=count)
-
-
-_MANY = """
-WITH made AS (
-    INSERT INTO jobs (id, sequence, position, lane, state, operation, resource, resource_id, principal_id,
-                      door, priority, created_at, finished_at, request_id)
-    SELECT CAST(lpad(to_hex(CAST(extract(epoch FROM at) * 1000 AS bigint)), 12, '0') || '70008000'
-                || lpad(to_hex(n), 12, '0') AS uuid),
-           n, n, n, 'succeeded', 'create', 'entities', gen_random_uuid(), :ada, 'http', 'normal', at, at, 'r'
-    FROM (SELECT n, now() - interval '40 days' - n * interval '1 second' AS at
-          FROM generate_series(1, :count) AS n) AS s
-    RETURNING id, sequence, created_at
-), events AS (
-    INSERT INTO job_events (sequence, job_id, state, at)
-    SELECT -sequence, id, 'queued', created_at FROM made
-    UNION ALL SELECT -sequence - 1000000000, id, 'succeeded', created_at FROM made
-), callbacks AS (
-    INSERT INTO deliveries (id, kind, job_id, sequences, state, updated_at)
-    SELECT waybill_uuid7(), 'callback', id, ARRAY[sequence], 'delivered', created_at FROM made
-)
-INSERT INTO idempotency_keys (principal_id, door, key, fingerprint, job_id)
-SELECT :ada, 'http', id, '', id FROM made
-"""
-
-
 def test_steps_are_small_and_oldest_come_first(platform: Platform) -> None:
-    many(platform, 1050)
+    many_finished(platform, 1050)
     retention = Retention(platform.database, finished=KEPT, audit=KEPT, batch=100)
     oldest = platform.rows("SELECT id FROM jobs ORDER BY id LIMIT 100")
     steps = (batch for batch in retention.batches() if batch.rows.get("jobs"))
@@ -294,7 +266,7 @@ def test_steps_are_small_and_oldest_come_first(platform: Platform) -> None:
 
 
 def test_those_that_prune_at_once_take_turns_and_nothing_twice(platform: Platform) -> None:
-    many(platform, 3000)
+    many_finished(platform, 3000)
     counts, troubles = [0, 0, 0], []
 
     def prune(place: int) -> None:
@@ -491,14 +463,14 @@ def test_what_was_passed_over_is_looked_at_again_after_an_hour(platform: Platfor
 
 
 def test_run_that_was_left_goes_on_where_it_was(platform: Platform) -> None:
-    many(platform, 300)
+    many_finished(platform, 300)
     retention = Retention(platform.database, finished=KEPT, audit=KEPT, batch=100)
     next(batch for batch in retention.batches() if batch.rows.get("jobs"))
     assert pruned(retention)["jobs"] == 200
 
 
 def test_overdue_counts_what_would_go(platform: Platform, retention: Retention) -> None:
-    many(platform, 30)
+    many_finished(platform, 30)
     keep_message(platform, LONG_AGO)
     aged(platform, ended(platform, JobState.DEAD), LONG_AGO)
     with platform.database.transaction() as connection:

@@ -55,3 +55,36 @@ def _rename(platform: Platform, delivery: UUID, by: timedelta) -> None:
     platform.rows(
         "UPDATE deliveries SET id = :older WHERE id = :id", older=earlier(delivery, by), id=delivery
     )
+
+
+def many_finished(platform: Platform, count: int, ago: timedelta = timedelta(days=40)) -> None:
+    """So many jobs that ended, a second apart, before that; each with two events, a callback and a key."""
+    platform.rows(_MANY, ada=platform.ada.id, count=count, ago=ago)
+
+
+_ID_AT = """CAST(lpad(to_hex(CAST(extract(epoch FROM at) * 1000 AS bigint)), 12, '0') || '7000' || {kind}
+    || lpad(to_hex(n), 12, '0') AS uuid)"""
+
+_MANY = f"""
+WITH numbers AS (
+    SELECT nextval('job_sequence') AS n, now() - :ago - s * interval '1 second' AS at
+    FROM generate_series(1, :count) AS s
+), made AS (
+    INSERT INTO jobs (id, sequence, position, lane, state, operation, resource, resource_id, principal_id,
+                      door, priority, payload, created_at, finished_at, request_id)
+    SELECT {_ID_AT.format(kind="'8000'")}, n, n, n, 'succeeded', 'create', 'entities', gen_random_uuid(),
+           :ada, 'http', 'normal', json_build_object('name', repeat('x', 200)), at, at, 'r'
+    FROM numbers
+    RETURNING id, sequence AS n, created_at AS at
+), events AS (
+    INSERT INTO job_events (sequence, job_id, state, at)
+    SELECT -2 * n, id, 'queued', at FROM made UNION ALL SELECT -2 * n - 1, id, 'succeeded', at FROM made
+), callbacks AS (
+    INSERT INTO deliveries (id, kind, job_id, sequences, state, updated_at)
+    SELECT {_ID_AT.format(kind="'8001'")}, 'callback', id, ARRAY[n], 'delivered', at FROM made
+    UNION ALL
+    SELECT {_ID_AT.format(kind="'8002'")}, 'events', NULL, ARRAY[n], 'delivered', at FROM made
+)
+INSERT INTO idempotency_keys (principal_id, door, key, fingerprint, job_id)
+SELECT :ada, 'http', id, '', id FROM made
+"""
