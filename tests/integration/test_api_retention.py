@@ -6,10 +6,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import Connection
 
+from models import explanation
+from models.explanation import Facts
 from models.identity.principals import Role
 from models.ids import earliest_id, new_id
-from models.job import JobState
+from models.job import Job, JobState
 from models.ledger import Outcome
 from models.retention import CLOCKS_DIFFER_BY, Retention
 from tests.kit.ageing import aged, published
@@ -91,6 +94,19 @@ def test_pruned_job_is_gone_for_everybody(api: Api, ledger: Platform, method: st
     for role in (Role.USER, Role.ADMIN, Role.GUEST):
         answer = ask(api, method, job, suffix, role)
         assert (answer.status, answer.json["error"]) == (410, "Gone")
+
+
+def test_job_that_goes_while_it_is_explained_is_gone(
+    api: Api, ledger: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, gather = finished(api, ledger), explanation.gather
+
+    def gather_too_late(connection: Connection, found: Job) -> Facts:
+        prune(ledger)
+        return gather(connection, found)
+
+    monkeypatch.setattr(explanation, "gather", gather_too_late)
+    assert ask(api, "GET", job, "/explain").status == 410
 
 
 def test_job_that_is_pruned_is_gone_by_every_clock(api: Api, ledger: Platform) -> None:
