@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from statistics import quantiles
 from uuid import UUID
 
 import click
@@ -24,6 +25,7 @@ from models.job import Operation
 from models.retention import Retention
 from models.settings import Settings
 from tasks.pruner import Pruner
+from tests.kit.ageing import many_finished
 from tests.kit.delivering import Endpoint
 from tests.kit.platform import Platform
 from tests.kit.servers import fresh_database, postgres_server, temporary_data_directory
@@ -99,13 +101,28 @@ def _show(seconds: float, feeder: Feeder, sample: dict[str, tuple[int, int, int,
     click.echo(f"{seconds:5.0f} s {feeder.made:>8} jobs  " + "  ".join(parts))
 
 
+def _backlog(platform: Platform, jobs: int) -> None:
+    """How fast a backlog goes if nobody rests, and how long each transaction takes."""
+    many_finished(platform, jobs)
+    began = time.monotonic()
+    batches = list(Retention(platform.database, finished=timedelta(days=30), audit=timedelta(0)).batches())
+    seconds = time.monotonic() - began
+    rows = sum(sum(batch.rows.values()) for batch in batches)
+    cuts = quantiles((batch.seconds * 1000 for batch in batches), n=100)
+    click.echo(
+        f"a backlog of {jobs:,} jobs, {rows:,} rows: {jobs / seconds:,.0f} jobs/s; "
+        f"{len(batches)} transactions, p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms"
+    )
+
+
 @click.command()
+@click.option("--backlog", default=50_000, show_default=True, type=click.IntRange(1_000))
 @click.option("--seconds", default=240, show_default=True, type=click.IntRange(20))
 @click.option("--keep", default=20.0, show_default=True, help="Seconds that a finished job is kept.")
 @click.option("--scale-factor", type=float, help="Of autovacuum, in place of what the migration sets.")
-def main(seconds: int, keep: float, scale_factor: float | None) -> None:
+def main(backlog: int, seconds: int, keep: float, scale_factor: float | None) -> None:
     """Print how large the tables + their indexes are (MiB); status 1 where they go on growing."""
-    rules.CLOCKS_DIFFER_BY = timedelta(0)
+    rules.CLOCKS_DIFFER_BY = timedelta(0)  # time is compressed
     rules.THOROUGH_EVERY = timedelta(seconds=keep)
     with (
         postgres_server() as server,
@@ -124,6 +141,8 @@ def main(seconds: int, keep: float, scale_factor: float | None) -> None:
         if scale_factor is not None:
             for table in TABLES:
                 platform.rows(f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = {scale_factor})")
+        _backlog(platform, backlog)
+        platform.rows(f"TRUNCATE {', '.join(TABLES)}")
         retention = Retention(platform.database, finished=timedelta(seconds=keep), audit=timedelta(0))
         feeder, pruner = Feeder(platform), Pruner(retention, period=timedelta(seconds=1))
         totals = []

@@ -82,6 +82,11 @@ def test_tables_and_indexes_stop_growing(platform: Platform) -> None:
     assert max(sizes[3:]) <= max(sizes[:3]) * 1.1
 
 
+def test_space_is_freed_before_a_fifth_is_dead(platform: Platform) -> None:
+    query = "SELECT relname FROM pg_class WHERE 'autovacuum_vacuum_scale_factor=0.05' = ANY(reloptions)"
+    assert {row[0] for row in platform.rows(query)} >= set(LARGE)
+
+
 def _size(platform: Platform) -> int:
     total = " + ".join(f"pg_total_relation_size('{table}')" for table in LARGE)
     size: int = platform.rows(f"SELECT {total}")[0][0]
