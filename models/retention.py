@@ -140,7 +140,7 @@ class Retention:
     def batches(self, *, waits: bool = False) -> Iterator[Batch]:
         """Delete everything that is past its time, a transaction with each step of the iteration.
 
-        Leave it at any time: what was told of is committed, and the next call goes on.
+        Leave it at any time: what was told of is committed, and the next call does the rest.
 
         Args:
             waits: Wait for the lock as long as the database's ``lock_timeout`` allows.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -138,8 +139,6 @@ def test_key_of_a_pruned_job_makes_a_new_one(api: Api, ledger: Platform) -> None
     assert "idempotent-replayed" not in fresh.headers
 
 
-def test_zero_keeps_for_good_so_nothing_is_gone(
-    postgres: Any, tmp_path_factory: Any, database_url: str
-) -> None:
-    with running_api(database_url, tmp_path_factory.mktemp("data"), retention_days=0) as api:
+def test_zero_keeps_for_good_so_nothing_is_gone(tmp_path: Path, database_url: str) -> None:
+    with running_api(database_url, tmp_path, retention_days=0) as api:
         assert ask(api, "GET", _forged(datetime(1970, 1, 1, tzinfo=UTC)), "").status == 404
