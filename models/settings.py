@@ -80,6 +80,15 @@ class Settings(BaseSettings):
     search_indexes: bool = Field(True, description="build indexes for ?q= where PostgreSQL has pg_trgm")
     refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
     refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
+    retention_days: float = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="finished jobs and what hangs on them are kept so long; 0: for good",
+    )
+    audit_retention_days: float = Field(
+        365, ge=0, le=36_500, description="entries of the audit trail are kept so long; 0: for good"
+    )
     streams_per_principal: int = Field(
         2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
     )

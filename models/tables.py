@@ -154,7 +154,7 @@ idempotency_keys = Table(
     Column("door", String(8), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
-    Column("job_id", _ID, nullable=False),
+    Column("job_id", _ID, nullable=False, index=True, comment="goes with it"),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
 )
 
