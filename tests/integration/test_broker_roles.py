@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,7 @@ def _connect(roles: Roles, role: str) -> Upstream:
 
 
 def _is_ready(platform: Apart) -> bool:
+    assert "Unrecoverable" not in platform.said(), platform.said()
     try:
         return urllib3.request("GET", platform.api + "/health/ready", retries=False).status == 200
     except urllib3.exceptions.HTTPError:
@@ -150,7 +151,7 @@ def test_every_process_does_its_work_on_its_own_user(platform: Apart) -> None:
     page = urllib3.request("GET", platform.flower + "/broker", headers=login)
     assert b"waybill.intake" in page.data
 
-    assert "403" not in platform.said().replace("40300", "")
+    assert "ACCESS_REFUSED" not in platform.said()
     assert platform.roles.doctor("check").exit_code == 0
 
 
@@ -166,7 +167,18 @@ def _dead_messages(platform: Apart) -> int:
         return int(connection.execute(text("SELECT count(*) FROM dead_messages")).scalar_one())
 
 
+def _bind_own(channel: Any, exchange: str) -> None:
+    channel.queue_bind(channel.queue_declare("", exclusive=True).method.queue, exchange, "#")
+
+
 PUBLISH, CONSUME, DECLARE, DELETE, BIND = "publish to", "consume", "declare", "delete", "bind to"
+ACTS: dict[str, Callable[[Any, str], object]] = {
+    PUBLISH: lambda channel, exchange: channel.basic_publish(exchange, "waybill.jobs", b"{}", mandatory=True),
+    CONSUME: lambda channel, queue: channel.basic_get(queue),
+    DECLARE: lambda channel, queue: channel.queue_declare(queue),
+    DELETE: lambda channel, queue: channel.queue_delete(queue),
+    BIND: _bind_own,
+}
 FORBIDDEN = [
     *[("upstream", PUBLISH, name) for name in ("", "waybill.events", "waybill.dead", "waybill.jobs.dead")],
     *[("upstream", PUBLISH, name) for name in ("celery.pidbox", "celeryev")],
@@ -196,16 +208,7 @@ def test_no_user_may_do_what_is_not_its_work(platform: Apart, role: str, act: st
     channel = connection.channel()
     channel.confirm_delivery()
     with pytest.raises(ChannelClosedByBroker) as refused:
-        if act == PUBLISH:
-            channel.basic_publish(name, "waybill.jobs", b"{}", mandatory=True)
-        elif act == CONSUME:
-            channel.basic_get(name)
-        elif act == DECLARE:
-            channel.queue_declare(name)
-        elif act == DELETE:
-            channel.queue_delete(name, if_empty=False)
-        else:
-            channel.queue_bind(channel.queue_declare("", exclusive=True).method.queue, name, "#")
+        ACTS[act](channel, name)
     assert refused.value.reply_code == 403
     connection.close()
 
