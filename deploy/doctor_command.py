@@ -61,10 +61,10 @@ def _tell(findings: Iterable[Finding]) -> bool:
     is_all_well = True
     for finding in findings:
         mark = "ok  " if finding.is_well else "WRONG"
-        click.echo(f"{mark:<6}{finding.part:<11}{finding.detail}")
+        click.echo(f"{mark:<6}{finding.part:<13}{finding.detail}")
         if not finding.is_well:
             is_all_well = False
-            click.echo(f"{'':<17}→ {finding.remedy}")
+            click.echo(f"{'':<19}→ {finding.remedy}")
     return is_all_well
 
 

@@ -133,6 +133,8 @@ def load_policy(path: Path = SHIPPED, upstreams: Iterable[str] = ()) -> BrokerPo
         place = ".".join(map(str, first["loc"]))
         raise ConfigurationError(f"the broker policy {path} is wrong at {place}: {first['msg']}") from error
     users = {**{name: _User(role=_UPSTREAM) for name in upstreams}, **said.users}
+    if _UPSTREAM in {user.role for name, user in users.items() if name == "celery"}:
+        raise ConfigurationError("an upstream user cannot be called celery: reply.celery.pidbox is Celery's")
     unknown = sorted({user.role for user in users.values()} - set(said.roles))
     if unknown:
         raise ConfigurationError(f"the broker policy {path} has no role {unknown[0]}")
