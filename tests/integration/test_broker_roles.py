@@ -1,10 +1,11 @@
 """Each process of the platform on a broker user of its own: it does its work, and may do nothing else."""
 
 import json
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ class Apart:
     admin: Upstream
     upstream: Upstream
     logs: Path
+    flower_api: str
+    _stack: ExitStack
+    _processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    def keep_running(self) -> None:
+        """Start what does not run, as a process manager does."""
+        for command in ("api", "worker", "consumer", "flower"):
+            known = self._processes.get(command)
+            if known is None or known.poll() is not None:
+                seen = {"WAYBILL_BROKER_API_URL": self.flower_api} if command == "flower" else {}
+                log = self.logs / f"{command}-{uuid.uuid4().hex[:6]}.log"
+                started = self.roles.running(command, log, **seen)
+                self._processes[command] = self._stack.enter_context(started)
 
     def said(self) -> str:
         """All that the processes logged."""
@@ -83,14 +97,13 @@ def platform(
     flower_user = roles.user("flower")
     flower_api = f"http://{flower_user}:secret-{flower_user}@127.0.0.1:{rabbitmq.management_port}/api/"
     with ExitStack() as stack:
-        for command in ("api", "worker", "consumer", "flower"):
-            seen = {"WAYBILL_BROKER_API_URL": flower_api} if command == "flower" else {}
-            stack.enter_context(roles.running(command, folder / f"{command}.log", **seen))
         admin, upstream = broker.connect(), _connect(roles, "upstream")
         api, flower = (f"http://127.0.0.1:{port}" for port in ports.values())
-        yield Apart(roles, container, api, flower, admin, upstream, folder)
-        upstream.close()
-        admin.close()
+        apart = Apart(roles, container, api, flower, admin, upstream, folder, flower_api, stack)
+        apart.keep_running()
+        yield apart
+        apart.upstream.close()
+        apart.admin.close()
     container.close()
     roles.delete()
 
@@ -113,12 +126,7 @@ def test_every_process_does_its_work_on_its_own_user(platform: Apart) -> None:
     platform.admin.channel.queue_bind(events, "waybill.events", "#")
 
     # over HTTP
-    token = platform.container.tokens.issue(_upstream_principal(platform))
-    headers = {"Authorization": f"Bearer {token}", "Prefer": "wait=20", "Content-Type": "application/json"}
-    made = urllib3.request(
-        "POST", platform.api + "/api/v1/entities", body=b'{"name": "by http"}', headers=headers
-    )
-    assert made.status == 201, made.data
+    assert _submit(platform, "by http", "wait=20").status == 201
     event = platform.admin.take(events)
     assert event.routing_key == "entities.create.succeeded"
 
@@ -153,6 +161,13 @@ def test_every_process_does_its_work_on_its_own_user(platform: Apart) -> None:
 
     assert "ACCESS_REFUSED" not in platform.said()
     assert platform.roles.doctor("check").exit_code == 0
+
+
+def _submit(platform: Apart, name: str, prefer: str) -> urllib3.BaseHTTPResponse:
+    token = platform.container.tokens.issue(_upstream_principal(platform))
+    headers = {"Authorization": f"Bearer {token}", "Prefer": prefer, "Content-Type": "application/json"}
+    body = json.dumps({"name": name})
+    return urllib3.request("POST", platform.api + "/api/v1/entities", body=body, headers=headers)
 
 
 def _upstream_principal(platform: Apart) -> Any:
@@ -244,3 +259,29 @@ def test_topics_bound_what_an_upstream_system_may_ask_for(platform: Apart) -> No
         limited.publish("users.create", {"email": "mallory@example.com"})
     assert refused.value.reply_code == 403
     _connect(platform.roles, "upstream").publish("entities.create", {"name": "within"})
+
+
+def test_after_a_wipe_the_policy_is_applied_again_and_nothing_accepted_is_lost(platform: Apart) -> None:
+    platform.roles.write_policy()
+    platform.roles.delete()
+    platform.roles.broker.wipe()
+    answer = _submit(platform, "accepted meanwhile", "respond-async")
+    assert answer.status == 202, answer.data
+    job = json.loads(answer.data)["id"]
+
+    assert platform.roles.doctor("apply").exit_code == 0
+
+    platform.admin, platform.upstream = platform.roles.broker.connect(), _connect(platform.roles, "upstream")
+
+    def is_applied() -> bool:
+        platform.keep_running()
+        with platform.container.database.snapshot() as connection:
+            state = connection.execute(
+                text("SELECT state FROM jobs WHERE id = :id"), {"id": job}
+            ).scalar_one()
+        return bool(state == "succeeded")
+
+    wait_until(is_applied, timeout_seconds=60, every_seconds=0.2, what="the job applied")
+    platform.upstream.publish("entities.create", {"name": "after the wipe"})
+    kinds = [platform.upstream.take(platform.upstream.reply_queue).properties.type for _ in range(2)]
+    assert kinds == ["job.accepted", "job.succeeded"]
