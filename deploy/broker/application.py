@@ -9,7 +9,7 @@ from kombu import Connection
 from pydantic import SecretStr
 
 from deploy.broker.management import Management
-from deploy.broker.policy import Account, BrokerPolicy
+from deploy.broker.policy import ANY_TOPIC, Account, BrokerPolicy
 from models.errors import BrokerUnavailable, ConfigurationError
 from tasks import names
 from tasks.topology import declare
@@ -47,8 +47,8 @@ def apply(
     for account in policy.accounts:
         _apply_user(management, account, passwords.get(account.user))
         management.put("permissions", vhost, account.user, document=dict(account.rights))
-        if account.topics is not None:
-            topics = {"exchange": names.INTAKE, "write": account.topics, "read": ".*"}
+        if account.topics != ANY_TOPIC or management.get("topic-permissions", vhost, account.user):
+            topics = {"exchange": names.INTAKE, "write": account.topics, "read": ANY_TOPIC}
             management.put("topic-permissions", vhost, account.user, document=topics)
         yield f"{account.user}: {account.role}"
     for limit in policy.limits:

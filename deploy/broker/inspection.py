@@ -13,7 +13,7 @@ from typing import Any
 from kombu import Connection
 
 from deploy.broker.management import Management
-from deploy.broker.policy import RIGHTS, Account, BrokerPolicy
+from deploy.broker.policy import ANY_TOPIC, RIGHTS, Account, BrokerPolicy
 from tasks import names
 
 APPLY = "waybill doctor --broker-permissions apply"
@@ -99,17 +99,10 @@ def _of_account(
         if one["vhost"] != vhost and any(one[right] not in ("", "^$") for right in RIGHTS):
             remedy = f"rabbitmqctl clear_permissions -p {one['vhost']} {user}"
             yield Deviation(user, f"too much: has rights in the virtual host {one['vhost']}", remedy)
-    if account.topics is not None:
-        allowed = next(
-            (
-                one["write"]
-                for one in topics
-                if (one["user"], one["vhost"], one["exchange"]) == (user, vhost, names.INTAKE)
-            ),
-            ".*",
-        )
-        if allowed != account.topics:
-            yield Deviation(user, f"publishes topics {allowed} instead of {account.topics}")
+    key = (user, vhost, names.INTAKE)
+    allowed = [one["write"] for one in topics if (one["user"], one["vhost"], one["exchange"]) == key]
+    if (allowed or [ANY_TOPIC])[0] != account.topics:
+        yield Deviation(user, f"publishes topics {(allowed or [ANY_TOPIC])[0]} instead of {account.topics}")
 
 
 def _of_right(account: Account, right: str, actual: str) -> Iterator[Deviation]:

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from models.errors import ConfigurationError
 
 SHIPPED = Path(__file__).with_name("permissions.json")
+ANY_TOPIC = ".*"
+"""What a user without topic permissions may publish."""
 RIGHTS = ("configure", "write", "read")
 _UPSTREAM = "upstream"
 
@@ -50,7 +52,7 @@ class _Role(_Strict):
 
 class _User(_Strict):
     role: str
-    topics: str | None = None
+    topics: str = ANY_TOPIC
 
 
 class _Limit(_Strict):
@@ -72,14 +74,14 @@ class Account:
     Attributes:
         rights: Regular expressions by configure, write and read.
         tags: What it may do in the management API.
-        topics: Routing keys that it may publish to ``waybill.intake``; None: any.
+        topics: Routing keys that it may publish to ``waybill.intake``, as a regular expression.
     """
 
     user: str
     role: str
     rights: Mapping[str, str]
     tags: frozenset[str]
-    topics: str | None
+    topics: str
 
 
 @dataclass(frozen=True, slots=True)

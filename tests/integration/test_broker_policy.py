@@ -103,6 +103,11 @@ def _delete(path: str) -> Callable[[Roles], object]:
     return lambda roles: roles.broker.call("DELETE", path.format(vhost=roles.broker.vhost))
 
 
+def _topics(roles: Roles) -> None:
+    topics = {"exchange": "waybill.intake", "write": "^users", "read": ".*"}
+    roles.broker.call("PUT", f"/topic-permissions/{roles.broker.vhost}/{roles.upstream}", topics)
+
+
 DEVIATIONS = {
     "everything": (_grant("worker", read=".*"), "worker: too much: may read .*waybill.intake"),
     "the default exchange": (
@@ -118,6 +123,7 @@ DEVIATIONS = {
         _grant("api", write=r"^(amq\.default)$"),
         "api: may write .* instead of",
     ),
+    "other topics": (_topics, r"upstream: publishes topics \^users instead of \.\*"),
     "speaking for others": (_tag("upstream", "impersonator"), "upstream: too much: has the tag impersonator"),
     "administering": (_tag("worker", "administrator"), "worker: too much: has the tag administrator"),
     "no monitoring": (_tag("flower", ""), "flower: too little: lacks the tag monitoring"),
