@@ -100,6 +100,12 @@ class Settings(BaseSettings):
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"
     )
+    amqp_reply_queues: str = Field(
+        ".*", description="regular expression of the whole name of queues that reply_to may name; ours never"
+    )
+    broker_passwords: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict, description="JSON object: broker user -> password; for doctor alone"
+    )
     resources: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated importable modules, each with a RESOURCE"
     )
@@ -148,7 +154,16 @@ class Settings(BaseSettings):
                 raise ValueError("must be origins like https://app.example.com, each named; no path, no *")
         return origins
 
-    @field_validator("amqp_principals", "services", mode="before")
+    @field_validator("amqp_reply_queues")
+    @classmethod
+    def _regular_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression: {error}") from error
+        return pattern
+
+    @field_validator("amqp_principals", "broker_passwords", "services", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
