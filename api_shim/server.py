@@ -96,6 +96,7 @@ def build(
     threads = Threads("database", DATABASE_THREADS, max_waiting=500)
     logins = Threads("login", LOGIN_THREADS, max_waiting=32)
     scrapes = Threads("operations", 2, max_waiting=50)
+    brokers = Threads("brokers", 2, max_waiting=50)  # of their own: a silent broker must not hold up metrics
     hub = Hub(database, polls.call, most_streams=container.settings.streams_per_principal)
     waiters = hub.waiters
     authentication = Authentication(container.tokens, container.standings)
@@ -114,7 +115,7 @@ def build(
         *Reads(registry, database, ledger, container.views, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
         *Events(partial(own_job, polls), hub.watches, hub.audience, authentication).routes(),
-        *Explain(database, polls, threads, scrapes, look).routes(),
+        *Explain(database, polls, threads, brokers, look).routes(),
         *DeadLetterRoutes(database, polls, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
             database,
@@ -140,7 +141,7 @@ def build(
 
     async def stop() -> None:
         hub.end()
-        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
+        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes, brokers):
             await asyncio.to_thread(room.close)
 
     limiter = limiter_of(container.settings)
