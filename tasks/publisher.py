@@ -136,7 +136,10 @@ class Publisher:
             self._connection = self._app.connection_for_write(
                 connect_timeout=min(3, self._patience_seconds), transport_options=self._transport_options()
             )
-            self._connection.connect()
+            hosts = len(self._connection.alt)  # each once more, and no pause: whoever waits comes again
+            self._connection.ensure_connection(
+                max_retries=max(1, hosts), interval_start=0, interval_step=0, timeout=self._patience_seconds
+            )
             declare(self._connection)
             self._channel = self._connection.channel()
             self._producer = Producer(self._channel, on_return=self._on_return)
@@ -150,8 +153,7 @@ class Publisher:
 
     def _transport_options(self) -> dict[str, Any]:
         """Time-outs of the socket itself: a broker that is frozen keeps its connections, and says nothing."""
-        patience = {"read_timeout": self._patience_seconds, "write_timeout": self._patience_seconds}
-        return {**patience, "interval_start": 0, "interval_step": 0}
+        return {"read_timeout": self._patience_seconds, "write_timeout": self._patience_seconds}
 
     def _on_return(self, *_returned: Any) -> None:
         self._returned = True
