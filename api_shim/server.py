@@ -97,6 +97,7 @@ def build(
     threads = Threads("database", DATABASE_THREADS, max_waiting=500)
     logins = Threads("login", LOGIN_THREADS, max_waiting=32)
     scrapes = Threads("operations", 2, max_waiting=50)
+    brokers = Threads("brokers", 2, max_waiting=50)  # of their own: a silent broker must not hold up metrics
     hub = Hub(database, polls.call, most_streams=container.settings.streams_per_principal)
     waiters = hub.waiters
     authentication = Authentication(container.tokens, container.standings)
@@ -116,7 +117,7 @@ def build(
         *Reads(registry, database, ledger, container.views, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
         *Events(own, hub.watches, hub.audience, authentication).routes(),
-        *Explain(database, own, threads, scrapes, look).routes(),
+        *Explain(database, own, threads, brokers, look).routes(),
         *DeadLetterRoutes(database, own, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
             database,
@@ -142,7 +143,7 @@ def build(
 
     async def stop() -> None:
         hub.end()
-        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes):
+        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes, brokers):
             await asyncio.to_thread(room.close)
 
     limiter = limiter_of(container.settings)

@@ -12,6 +12,8 @@ import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from models.breaker import Phase
+from models.database_watch import CONNECT_SECONDS, DatabaseWatch, Line
 from models.errors import Conflict, Contention, DatabaseUnavailable
 from models.metrics import DATABASE_SECONDS
 from models.tables import SCHEMA
@@ -26,6 +28,8 @@ LAST_ADMIN = "WB001"
 
 class Database:
     """The one way to PostgreSQL. Opens nothing until first used; make one per process, after the fork.
+
+    While PostgreSQL is away whoever comes is told at once: see :mod:`models.database_watch`.
 
     Args:
         url: ``postgresql+psycopg://…``.
@@ -52,27 +56,34 @@ class Database:
             "idle_in_transaction_session_timeout": 60_000,
         }
         self.url = url
+        self._connect_arguments: dict[str, Any] = {
+            "application_name": application_name,
+            "connect_timeout": CONNECT_SECONDS,
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+            "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+        }
         self._engine: Engine = create_engine(
             url,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
             json_deserializer=orjson.loads,
-            connect_args={
-                "application_name": application_name,
-                "connect_timeout": 3,
-                "keepalives": 1,
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 30_000,
-                "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
-            },
+            connect_args=self._connect_arguments,
         )
+        self._watch = DatabaseWatch(self._probe)
         event.listen(self._engine, "before_cursor_execute", _begin_timing)
-        event.listen(self._engine, "after_cursor_execute", _end_timing)
+        event.listen(self._engine, "after_cursor_execute", self._end_statement)
+        event.listen(self._engine, "do_connect", self._connect)
+        event.listen(self._engine, "connect", self._note_line)
         event.listen(self._engine, "checkin", _note_time)
+        event.listen(self._engine, "checkout", self._note_use)
         event.listen(self._engine, "checkout", _ping_if_rested)
+        for ending in ("close", "close_detached", "detach"):
+            event.listen(self._engine, ending, self._forget_line)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -83,24 +94,45 @@ class Database:
                 loss during COMMIT the outcome is unknown: look the ids up.
             Contention: Deadlock, lock or statement time-out.
         """
+        self._watch.admit()
         with translated_errors(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection for single reads, each its own transaction (autocommit)."""
+        """A connection for single reads, each its own transaction (autocommit).
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL cannot be reached, or the connection was lost.
+        """
+        self._watch.admit()
         with translated_errors(), self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def listen(self, channel: str) -> "Any":
         """A raw psycopg connection that listens on ``channel``; the caller closes it."""
+        self._watch.admit()
         with translated_errors():
             pooled = self._engine.raw_connection()
-            raw = pooled.driver_connection
+            raw: Any = pooled.driver_connection
+            try:
+                raw.autocommit = True
+                raw.execute(f"LISTEN {channel}")
+            except psycopg.Error:
+                pooled.invalidate()
+                raise
             pooled.detach()
-            raw.autocommit = True  # type: ignore[union-attr]
-            raw.execute(f"LISTEN {channel}")  # type: ignore[union-attr]
             return raw
+
+    @property
+    def phase(self) -> Phase:
+        """Of this process's breaker: anything but closed while PostgreSQL is away."""
+        return self._watch.phase
+
+    @property
+    def away_seconds(self) -> float | None:
+        """Since when PostgreSQL takes no connections of this process; None where it does."""
+        return self._watch.away_seconds
 
     @property
     def pool_use(self) -> tuple[int, int]:
@@ -115,7 +147,42 @@ class Database:
 
     def close(self) -> None:
         """Close every pooled connection."""
+        self._watch.close()
         self._engine.dispose()
+
+    # ---- told to the watch ---------------------------------------------------------------
+
+    def _connect(self, dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
+        self._watch.admit_new()
+        began = time.monotonic()
+        try:
+            connection = dialect.connect(*arguments, **parameters)
+        except psycopg.OperationalError as error:
+            self._watch.refused(error, began)
+            raise
+        self._watch.opened(connection)
+        return connection
+
+    def _probe(self) -> None:
+        arguments, parameters = self._engine.dialect.create_connect_args(self._engine.url)
+        psycopg.connect(*arguments, **{**parameters, **self._connect_arguments}).close()
+
+    def _note_line(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["line"] = self._watch.line_of(connection)
+
+    def _note_use(self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        line: Line | None = record.info.get("line")
+        if line is not None:
+            self._watch.used(line)
+
+    def _forget_line(self, connection: Any, _record: Any = None) -> None:
+        self._watch.closed(connection)
+
+    def _end_statement(
+        self, _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
+    ) -> None:
+        DATABASE_SECONDS.observe(time.perf_counter() - context.began)
+        self._watch.heard()
 
 
 def _begin_timing(
@@ -124,14 +191,11 @@ def _begin_timing(
     context.began = time.perf_counter()
 
 
-def _end_timing(
-    _connection: Any, _cursor: Any, _statement: Any, _values: Any, context: Any, _many: Any
-) -> None:
-    DATABASE_SECONDS.observe(time.perf_counter() - context.began)
-
-
 def _note_time(connection: Any, record: ConnectionPoolEntry) -> None:
     record.info["rested_since"] = time.monotonic()
+    line: Line | None = record.info.get("line")
+    if line is not None:
+        line.used_since = None
 
 
 def _ping_if_rested(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:

@@ -61,7 +61,7 @@ class Intake:
         ledger: Writes the jobs.
         registry: Knows the resources whose instances the submissions are about.
         endpoints: Knows the callback endpoints that they name.
-        settle_within: How long to look for a batch whose COMMIT was not answered.
+        settle_within: How long after its beginning to look for a batch whose COMMIT was not answered.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Intake:
         registry: Registry,
         endpoints: CallbackEndpoints,
         *,
-        settle_within: timedelta = timedelta(seconds=20),
+        settle_within: timedelta = timedelta(seconds=3),
     ) -> None:
         self._database = database
         self._ledger = ledger
@@ -107,13 +107,14 @@ class Intake:
         """One transaction, and a second one where the first was lost and left nothing."""
         for is_last in (False, True):
             has_begun, committing = False, None
+            began = time.monotonic()
             try:
                 with self._database.transaction() as connection:
                     has_begun = True
                     answers, committing = answer(connection, batch)
                 return [answers[submission.job_id] for submission in batch]
             except DatabaseUnavailable:
-                if committing is not None and (settled := self._settle(batch, committing)):
+                if committing is not None and (settled := self._settle(batch, committing, began)):
                     return settled
                 if is_last or not has_begun:
                     raise
@@ -254,7 +255,7 @@ class Intake:
 
     # ---- a lost connection -------------------------------------------------------------
 
-    def _settle(self, batch: Sequence[Submission], transaction_id: int) -> list[Answer] | None:
+    def _settle(self, batch: Sequence[Submission], transaction_id: int, began: float) -> list[Answer] | None:
         """After a COMMIT without an answer: find out. The batch was one transaction, so all or none.
 
         Its server process may outlive the connection and still commit, so not to find the jobs means
@@ -266,7 +267,7 @@ class Intake:
         Raises:
             DatabaseUnavailable: The database stayed away, so it cannot be known.
         """
-        deadline = time.monotonic() + self._settle_within.total_seconds()
+        deadline = began + self._settle_within.total_seconds()
         while True:
             try:
                 with self._database.snapshot() as connection:

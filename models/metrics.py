@@ -53,6 +53,12 @@ DATABASE_SECONDS = Histogram(
     "waybill_database_seconds", "Time of one database statement, the network included", buckets=_MILLISECONDS
 )
 
+DATABASE_AWAY = Gauge(
+    "waybill_database_away",
+    "Whether PostgreSQL takes no connections (1) or does (0); the worst of all processes",
+    multiprocess_mode="livemax",
+)
+
 DELIVERIES = Counter("waybill_deliveries_total", "Delivery attempts by kind and result", ["kind", "result"])
 
 DELIVERY_SECONDS = Histogram(

@@ -2,9 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.worker.consumer import Consumer
+
+LONGEST_PAUSE_SECONDS = 3
 
 _log = logging.getLogger("waybill.tasks")
 
@@ -14,6 +17,9 @@ class PlainConsumer(Consumer):
 
     Where a queue is a quorum queue, that step declares 28 exchanges and 28 more quorum queues. They serve
     ``eta`` and ``countdown``, which we do not use.
+
+    While the broker is away Celery waits longer and longer between its attempts to connect, up to half a
+    minute; here no longer than :data:`LONGEST_PAUSE_SECONDS`.
 
     Celery acknowledges a message that it cannot decode, and it is gone; one that it can decode and not
     make sense of may even end the worker. Here both go to ``waybill.jobs.dead``, to be collected.
@@ -25,6 +31,11 @@ class PlainConsumer(Consumer):
         default_steps = [
             step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
         ]
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Celery's own, with a bound to its pauses, for which it has no setting."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=LONGEST_PAUSE_SECONDS)
+        return super().ensure_connected(conn)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Let the broker dead-letter what cannot be decoded."""

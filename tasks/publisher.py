@@ -16,7 +16,8 @@ from kombu.exceptions import KombuError, OperationalError
 from models.errors import BrokerUnavailable, ConfigurationError
 from tasks.topology import declare
 
-CONFIRM_TIMEOUT_SECONDS = 5
+PATIENCE_SECONDS = 5
+_FAREWELL_SECONDS = 0.5
 _FAULTS = (AMQPError, KombuError, OperationalError, OSError)
 
 
@@ -25,10 +26,12 @@ class Publisher:
 
     Args:
         app: The Celery application whose broker it uses.
+        patience_seconds: How long the broker may take to answer.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, *, patience_seconds: int = PATIENCE_SECONDS) -> None:
         self._app = app
+        self._patience_seconds = patience_seconds
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._channel: Any = None
@@ -50,7 +53,7 @@ class Publisher:
                 producer=producer,
                 declare=[],  # Celery would declare the queue: it is there, and not everybody may
                 mandatory=True,
-                confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
+                confirm_timeout=self._patience_seconds,
                 retry=False,
                 argsrepr=f"({len(ids)} ids)",
                 kwargsrepr="{}",
@@ -84,7 +87,7 @@ class Publisher:
                 content_encoding="utf-8",
                 delivery_mode=2,
                 mandatory=True,
-                confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
+                confirm_timeout=self._patience_seconds,
                 retry=False,
                 **properties,
             )
@@ -118,9 +121,12 @@ class Publisher:
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Drop the connection; the next call makes a new one."""
+        """Drop the connection; the next call makes a new one. A broker that is silent is not waited for."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
+            with suppress(*_FAULTS, AttributeError):  # on memory:// it has no socket
+                if connection.connected:
+                    connection.connection.sock.settimeout(_FAREWELL_SECONDS)
             with suppress(*_FAULTS):
                 connection.close()
 
@@ -128,8 +134,13 @@ class Publisher:
         if self._producer is not None:
             return self._producer
         try:
-            self._connection = self._app.connection_for_write(connect_timeout=3)
-            self._connection.connect()
+            self._connection = self._app.connection_for_write(
+                connect_timeout=min(3, self._patience_seconds), transport_options=self._transport_options()
+            )
+            hosts = len(self._connection.alt)  # each once more, and no pause: whoever waits comes again
+            self._connection.ensure_connection(
+                max_retries=max(1, hosts), interval_start=0, interval_step=0, timeout=self._patience_seconds
+            )
             declare(self._connection)
             self._channel = self._connection.channel()
             self._producer = Producer(self._channel, on_return=self._on_return)
@@ -140,6 +151,10 @@ class Publisher:
             self.close()
             raise BrokerUnavailable(str(error)) from error
         return self._producer
+
+    def _transport_options(self) -> dict[str, Any]:
+        """Time-outs of the socket itself: a broker that is frozen keeps its connections, and says nothing."""
+        return {"read_timeout": self._patience_seconds, "write_timeout": self._patience_seconds}
 
     def _on_return(self, *_returned: Any) -> None:
         self._returned = True

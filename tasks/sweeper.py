@@ -1,7 +1,8 @@
 """The sweep: a feeder that announces what is due, so that queues are full but never flooded.
 
 It rescues jobs whose announcement was lost, wakes scheduled ones, repeats retries when their time
-comes, and refills a broker that was wiped. Every worker process runs one; they share the work.
+comes, and refills a broker that was wiped. While the broker is away it has callbacks sent without it.
+Every worker process runs one; they share the work.
 """
 
 import logging
@@ -13,10 +14,11 @@ from celery import Celery
 
 from models.database import Database
 from models.deliveries.outbox import Outbox
-from models.errors import Transient
+from models.errors import BrokerUnavailable, Transient
 from models.job import Priority
 from models.ledger import Ledger
 from tasks.announcer import CHUNK
+from tasks.direct_delivery import DirectDelivery
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.publisher import Publisher
 
@@ -38,12 +40,21 @@ class Sweeper:
         ledger: Knows which jobs are due.
         outbox: Knows which deliveries are due.
         app: The Celery application whose queues are fed.
+        direct: Sends callbacks while the broker is away; None: they wait for it.
     """
 
-    def __init__(self, database: Database, ledger: Ledger, outbox: Outbox, app: Celery) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ledger: Ledger,
+        outbox: Outbox,
+        app: Celery,
+        direct: DirectDelivery | None = None,
+    ) -> None:
         self._database = database
         self._ledger = ledger
         self._outbox = outbox
+        self._direct = direct
         self._publisher = Publisher(app)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="sweeper", daemon=True)
@@ -57,6 +68,8 @@ class Sweeper:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        if self._direct is not None:
+            self._direct.close()
 
     def run(self) -> None:
         """Sweep until stopped; faults are logged once each time they begin."""
@@ -83,6 +96,14 @@ class Sweeper:
             DatabaseUnavailable: Nothing was done.
             BrokerUnavailable: What was claimed is announced again later.
         """
+        try:
+            return self._sweep()
+        except BrokerUnavailable:
+            if self._direct is not None:
+                self._direct.deliver()
+            raise
+
+    def _sweep(self) -> int:
         with self._database.transaction() as connection:
             ends = self._ledger.expire(connection, CHUNK)
             self._ledger.wake_scheduled(connection, PLATE * CHUNK)

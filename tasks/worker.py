@@ -18,9 +18,14 @@ from models.container import Container
 from models.deliveries.outbox import Outbox
 from models.settings import Settings
 from tasks.app import make_app
+from tasks.direct_delivery import DirectDelivery
 from tasks.names import ALL_QUEUES
 from tasks.pruner import Pruner
+from tasks.runtime import make_sending
 from tasks.sweeper import Sweeper
+
+SWEEPER_POOL_SIZE = 6
+"""Database connections of one sweeper: one to sweep; while the broker is away the others, to send."""
 
 
 def run(
@@ -74,10 +79,11 @@ def run(
 
 def make_sweeper(settings: Settings, app: Celery) -> Sweeper:
     """A sweeper with a database pool of its own."""
-    container = Container(settings, role="sweeper", pool_size=2)
+    container = Container(settings, role="sweeper", pool_size=SWEEPER_POOL_SIZE)
     container.cache.forget_all()  # who was here before may have died owing it a change
     container.check_services()  # a bad WAYBILL_RESOURCES or WAYBILL_SERVICES is told at start
-    return Sweeper(container.database, container.ledger, Outbox(), app)
+    direct = DirectDelivery(container.database, Outbox(), lambda: make_sending(container, settings))
+    return Sweeper(container.database, container.ledger, Outbox(), app, direct)
 
 
 def make_pruner(settings: Settings) -> Pruner:

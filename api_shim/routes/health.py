@@ -122,6 +122,8 @@ class SchemaCheck:
 
     async def __call__(self) -> str | None:
         """What is missing, or None."""
+        if (away := self._container.database.away_seconds) is not None:
+            return f"the database is away (for {away:.0f} s)"
         async with self._asking:
             if self._now() - self._asked_at > _FRESH_SECONDS:
                 self._reason = await self._threads.call(self._ask)

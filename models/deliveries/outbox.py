@@ -196,9 +196,11 @@ class Outbox:
         rows = connection.execute(_WAITING).all()
         return [(DeliveryKind(row[0]), row[1], row[2], float(row[3])) for row in rows]
 
-    def due(self, connection: Connection, limit: int) -> list[UUID]:
+    def due(self, connection: Connection, limit: int, *, only_over_http: bool = False) -> list[UUID]:
         """Up to ``limit`` deliveries that are due and were not announced lately, oldest first."""
-        return [row[0] for row in connection.execute(_DUE, {"limit": limit, "again": REANNOUNCE_AFTER}).all()]
+        kinds = [kind for kind in DeliveryKind if kind.is_sent_over_http or not only_over_http]
+        parameters = {"limit": limit, "again": REANNOUNCE_AFTER, "kinds": kinds}
+        return [row[0] for row in connection.execute(_DUE, parameters).all()]
 
 
 _RENDERED = (DeliveryKind.CALLBACK, DeliveryKind.REPLY)
@@ -365,6 +367,7 @@ WITH due AS MATERIALIZED (
     WHERE announce_at <= now()  -- those that were announced when they were written get a moment
             - CASE WHEN attempts = 0 AND kind <> 'events' THEN interval '2 seconds' ELSE interval '0' END
       AND (announced_at IS NULL OR announced_at < announce_at OR announced_at < now() - :again)
+      AND kind = ANY(CAST(:kinds AS text[]))
     ORDER BY announce_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE deliveries AS d SET announced_at = now() FROM due WHERE d.id = due.id RETURNING d.id

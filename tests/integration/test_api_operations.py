@@ -330,7 +330,11 @@ def test_database_away_is_503_with_retry_after_and_comes_back(api: Api) -> None:
         assert "psycopg" not in answer.body.decode()
     assert health == [200, 503]
     assert metrics == 200
-    assert api.request("POST", ENTITIES, json_body={"name": "a"}).status == 202
+    wait_until(
+        lambda: api.request("POST", ENTITIES, json_body={"name": "a"}).status == 202,
+        timeout_seconds=2,
+        what="it is back",
+    )
     wait_until(lambda: api.request("GET", "/health/ready", role=None).status == 200)
 
 
@@ -348,6 +352,7 @@ def test_wait_survives_a_database_that_goes_and_comes_back(api: Api) -> None:
     )
     with _database_away(api):
         time.sleep(1.5)
+    wait_until(lambda: api.container.database.away_seconds is None, timeout_seconds=2, what="it is back")
     api.apply(job["id"])
     waiter.join(timeout=20)
     assert (answers[0].status, answers[0].json["state"]) == (200, "succeeded")

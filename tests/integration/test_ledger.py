@@ -357,7 +357,7 @@ def test_commit_still_under_way_when_the_connection_was_lost_is_waited_for(
 
         def settle_while_committing(*arguments: Any) -> Any:
             with connection_is_in_transaction(backend, submission, platform) as xid:
-                future = thread.submit(settle, arguments[0], xid)
+                future = thread.submit(settle, arguments[0], xid, *arguments[2:])
                 with pytest.raises(TimeoutError):
                     future.result(timeout=0.5)
             return future.result(timeout=10)
