@@ -36,10 +36,15 @@ CHECKOUT = Path(__file__).parents[2]
 ADMIN, PASSWORD = "admin@waybill.local", "correct horse battery staple"
 KINDS = ("api", "worker", "consumer")
 SERVERS = ("postgres", "rabbitmq", "redis")
-_WIDE_LIMITS = "=9000000/minute,".join(["list", "read", "write", "delete", "bulk", "jobs", "control", "login"])
+_WIDE_LIMITS = "=9000000/minute,".join(
+    ["list", "read", "write", "delete", "bulk", "jobs", "control", "login"]
+)
 """So wide that they bind nobody, and not ``off``: the limiter shall ask Redis."""
 
-_PLANTED = "import sys; from tests.chaos import bugs; bugs.plant(sys.argv.pop(1)); from deploy.cli import main; main()"
+_PLANTED = (
+    "import sys; from tests.chaos import bugs; bugs.plant(sys.argv.pop(1)); "
+    "from deploy.cli import main; main()"
+)
 """The command line, with a bug planted beforehand."""
 
 
@@ -64,12 +69,12 @@ class Arena:
     Args:
         directory: Prepared, of its own.
         output: Receives what its processes say.
-        bug: One of ``bugs.py`` to be planted in its processes; empty: none.
+        bugs: Of ``bugs.py`` to be planted in its processes, comma-separated; empty: none.
     """
 
-    def __init__(self, directory: DataDirectory, output: Path, *, bug: str = "") -> None:
+    def __init__(self, directory: DataDirectory, output: Path, *, bugs: str = "") -> None:
         self.directory = directory
-        self._bug = bug
+        self._bugs = bugs
         self.postgres = PostgresServer(directory)
         self.rabbitmq = RabbitMQServer(directory)
         self.redis = RedisServer(directory)
@@ -230,9 +235,11 @@ class Arena:
             "WAYBILL_CALLBACK_ALLOW_PRIVATE": "1",
             "WAYBILL_AMQP_PRINCIPALS": f'{{"waybill": "{ADMIN}"}}',
         }
-        if self._bug:
+        if self._bugs:
             options = spec.command[spec.command.index("deploy.cli") + 1 :]
-            spec = ChildSpec(spec.name, spec.kinds, (sys.executable, "-P", "-c", _PLANTED, self._bug, *options))
+            spec = ChildSpec(
+                spec.name, spec.kinds, (sys.executable, "-P", "-c", _PLANTED, self._bugs, *options)
+            )
         return _QuietChild(spec, environment, self.output)
 
     def _keep(self) -> None:
@@ -254,10 +261,10 @@ class _QuietChild(Child):
 
 
 @contextmanager
-def running_arena(output: Path, *, bug: str = "") -> Iterator[Arena]:
+def running_arena(output: Path, *, bugs: str = "") -> Iterator[Arena]:
     """An arena for the length of a block; nothing is left of it."""
     with temporary_data_directory() as directory:
-        arena = Arena(directory, output, bug=bug)
+        arena = Arena(directory, output, bugs=bugs)
         try:
             arena.start()
             yield arena

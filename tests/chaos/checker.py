@@ -3,7 +3,8 @@
 ::
 
     effects    accepted: exactly one effect, or a final refusal and none; unknown: at most one; refused: none
-    order      what was answered before something else was asked took effect before it (one entity)
+    order      what was answered before something else was asked took effect before it (one entity), and what
+               stands first in a bulk
     rest       after healing no job is open, outbox and queues are empty, the ledger agrees with itself
     finality   a final state never changes
     callbacks  each outcome that was asked for came, under one id, with one body, signed
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.evidence import SUBSCRIBED, Evidence, Op
-from tests.chaos.witness import Testimony
+from tests.chaos.witness import Witnessed
 
 STALENESS_SECONDS = 0.0
 """How old a read may be: it comes from the ledger's own database, so not at all."""
@@ -53,7 +54,7 @@ def check(evidence: Evidence) -> list[Violation]:
 
 def _effects(evidence: Evidence) -> Iterator[str]:
     ops = evidence.operations()
-    places: dict[str, list[Testimony]] = defaultdict(list)
+    places: dict[str, list[Witnessed]] = defaultdict(list)
     deletions: Counter[str] = Counter()
     for one in evidence.testimonies:
         for nonce in one.nonces:
@@ -69,7 +70,7 @@ def _effects(evidence: Evidence) -> Iterator[str]:
     yield from _conditions(ops, evidence.testimonies)
 
 
-def _effects_of(op: Op, places: Sequence[Testimony]) -> Iterator[str]:
+def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
     name = f"operation {op.number} ({op.kind}, {op.outcome}, job {op.job}, {op.state})"
     if len(places) > 1:
         yield f"{name} took effect {len(places)} times"
@@ -96,12 +97,15 @@ def _deletions(ops: dict[int, Op], deletions: Counter[str]) -> Iterator[str]:
             possible[op.entity] += op.state == "succeeded" or (op.state is None and op.outcome == "unknown")
     for entity in certain | deletions:
         if not certain[entity] <= deletions[entity] <= possible[entity]:
-            yield f"entity {entity} was deleted {deletions[entity]} times, and {certain[entity]} deletions succeeded"
+            yield (
+                f"entity {entity} was deleted {deletions[entity]} times, "
+                f"and {certain[entity]} deletions succeeded"
+            )
 
 
-def _chains(testimonies: Sequence[Testimony]) -> Iterator[str]:
+def _chains(testimonies: Sequence[Witnessed]) -> Iterator[str]:
     """An entity's versions count its effects, without a gap; a re-created one goes on."""
-    last: dict[str, Testimony] = {}
+    last: dict[str, Witnessed] = {}
     for one in testimonies:
         before = last.get(one.entity)
         last[one.entity] = one
@@ -111,7 +115,10 @@ def _chains(testimonies: Sequence[Testimony]) -> Iterator[str]:
             if before is not None and before.action != "delete":
                 yield f"entity {one.entity} was created twice (n {one.n})"
             elif one.version - len(one.nonces) < floor or (before is None and made != len(one.nonces)):
-                yield f"entity {one.entity} came with version {one.version} by {len(one.nonces)} operations (n {one.n})"
+                yield (
+                    f"entity {one.entity} came with version {one.version} "
+                    f"by {len(one.nonces)} operations (n {one.n})"
+                )
             continue
         if before is None or before.action == "delete" or before.version != one.from_version:
             if one.action == "update":
@@ -121,7 +128,7 @@ def _chains(testimonies: Sequence[Testimony]) -> Iterator[str]:
             yield f"entity {one.entity}: {made} versions by {len(one.nonces)} operations (n {one.n})"
 
 
-def _conditions(ops: dict[int, Op], testimonies: Sequence[Testimony]) -> Iterator[str]:
+def _conditions(ops: dict[int, Op], testimonies: Sequence[Witnessed]) -> Iterator[str]:
     """Of those that demanded a version, and succeeded, each found it; and no two the same."""
     made: dict[tuple[str, int], Op] = {}
     spans = {nonce: one for one in testimonies for nonce in one.nonces}
@@ -143,7 +150,7 @@ def _conditions(ops: dict[int, Op], testimonies: Sequence[Testimony]) -> Iterato
 
 
 def _order(evidence: Evidence) -> Iterator[str]:
-    placed: dict[str, Testimony] = {}
+    placed: dict[str, Witnessed] = {}
     for one in evidence.testimonies:
         for nonce in one.nonces:
             placed.setdefault(nonce, one)
@@ -152,6 +159,7 @@ def _order(evidence: Evidence) -> Iterator[str]:
         if op.nonce in placed and not op.is_later and op.kind != "delete":
             by_entity[op.entity].append(op)
     for ops in by_entity.values():
+        yield from _order_in_bulks(ops, placed)
         answered = sorted((op for op in ops if op.answered is not None), key=lambda op: op.answered or 0)
         highest: list[Op] = []  # of the first so many answers, the one that took effect last
         for op in answered:
@@ -166,14 +174,26 @@ def _order(evidence: Evidence) -> Iterator[str]:
             if _place(rival, placed, 0) > _place(op, placed, _UNSEEN):
                 yield (
                     f"operation {rival.number} was answered at {rival.answered:.3f}, before operation "
-                    f"{op.number} was asked at {op.invoked:.3f}, and took effect after it (entity {op.entity})"
+                    f"{op.number} was asked at {op.invoked:.3f}, and took effect after it ({op.entity})"
                 )
+
+
+def _order_in_bulks(ops: Sequence[Op], placed: dict[str, Witnessed]) -> Iterator[str]:
+    """A bulk is taken in in its order."""
+    last: dict[str, Op] = {}
+    for op in ops:
+        bulk = op.facts.get("bulk")
+        if bulk is not None:
+            rival = last.get(bulk)
+            if rival is not None and _place(rival, placed, 0) > _place(op, placed, _UNSEEN):
+                yield f"operation {op.number} stands behind {rival.number} in a bulk and took effect first"
+            last[bulk] = op
 
 
 _UNSEEN = 2**63
 
 
-def _place(op: Op, placed: dict[str, Testimony], unseen: int) -> tuple[int, int]:
+def _place(op: Op, placed: dict[str, Witnessed], unseen: int) -> tuple[int, int]:
     """Where it took effect: the change, and in it the version (``unseen`` where nobody saw that)."""
     return placed[op.nonce].n, unseen if op.version is None else op.version
 
@@ -198,7 +218,8 @@ def _finality(evidence: Evidence) -> Iterator[str]:
             if line["done"]:
                 final[line["job"]] = (line["at"], facts)
         elif facts != known[1] and (line["done"] or line["since"] > known[0]):
-            yield f"job {line['job']} was {known[1][:3]} at {known[0]:.3f} and {facts[:3]} at {line['at']:.3f}"
+            then, now = f"{known[0]:.3f}", f"{line['at']:.3f}"
+            yield f"job {line['job']} was {known[1][:3]} at {then} and {facts[:3]} at {now}"
     for line in evidence.lines:
         if line["event"] == "replied" and line["job"] in final and final[line["job"]][1][0] != line["state"]:
             yield f"job {line['job']} was replied as {line['state']} and is {final[line['job']][1][0]}"
@@ -253,7 +274,11 @@ def _staleness(evidence: Evidence) -> Iterator[str]:
             case "read":
                 floor = _floor(shown[line["entity"]], line["since"] - STALENESS_SECONDS)
                 if "version" not in line:
-                    if floor and line["status"] == 404 and cleared.get(line["entity"], line["at"]) >= line["at"]:
+                    if (
+                        floor
+                        and line["status"] == 404
+                        and cleared.get(line["entity"], line["at"]) >= line["at"]
+                    ):
                         yield f"entity {line['entity']} was at {floor} and not found at {line['since']:.3f}"
                     continue
                 if line["version"] < floor:
@@ -291,7 +316,10 @@ def _privacy(evidence: Evidence) -> Iterator[str]:
             case "read" if "version" in line:
                 if line["shown"] != line["entity"]:
                     yield f"asked for entity {line['entity']}, {line['user']} was shown {line['shown']}"
-                if line["owner"] != evidence.users.get(line["user"]) or owners.get(line["shown"]) != line["user"]:
+                if (
+                    line["owner"] != evidence.users.get(line["user"])
+                    or owners.get(line["shown"]) != line["user"]
+                ):
                     yield f"{line['user']} was shown entity {line['shown']} of somebody else"
                 if not set(line["nonces"]) <= sown[line["shown"]]:
                     yield f"entity {line['shown']} was shown with what was never sent to it"

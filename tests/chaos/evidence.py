@@ -10,7 +10,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.chaos.arena import Footprint
 from tests.chaos.history import Line
-from tests.chaos.witness import Testimony
+from tests.chaos.witness import Witnessed
 from tests.kit.receiver import ReceivedRequest
 
 SUBSCRIBED = frozenset({"failed", "cancelled", "expired", "dead"})
@@ -81,7 +81,7 @@ class Evidence:
     """
 
     lines: Sequence[Line]
-    testimonies: Sequence[Testimony] = ()
+    testimonies: Sequence[Witnessed] = ()
     arrivals: Sequence[Arrival] = ()
     users: Mapping[str, str] = field(default_factory=dict)
     leftovers: Sequence[str] = ()

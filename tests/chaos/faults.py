@@ -175,7 +175,8 @@ def _kill_backend(arena: Arena, fault: Fault) -> Lift:
     """One session's process: PostgreSQL then throws out everybody and recovers by itself."""
     with suppress(Exception), connect(arena.postgres.url) as connection:
         rows = connection.execute(
-            "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name LIKE 'waybill%'"
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND application_name LIKE 'waybill%'"
         ).fetchall()
         pids = sorted(int(str(row[0])) for row in rows)
         if pids:

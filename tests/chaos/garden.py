@@ -60,9 +60,11 @@ class Garden:
             self._by_user.setdefault(plot.user, deque(maxlen=24)).append(plot)
 
     def pick(self, user: str, chance: random.Random) -> Plot | None:
-        """One that grows."""
+        """One that grows; at times one that was cleared away."""
         with self._lock:
             beds = [one for one in self._by_user.get(user, ()) if one.uses < GROWN]
+            if chance.random() < 0.9:
+                beds = [one for one in beds if not one.is_cleared or one.has_rest]
             if not beds:
                 return None
             plot = chance.choice(beds)

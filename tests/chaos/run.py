@@ -24,8 +24,6 @@ from tests.kit.receiver import Behaviour, Exchange, WebhookReceiver, answer
 from tests.kit.upstream import ManagementApi
 
 WARM_UP_SECONDS = 4.0
-REST_SECONDS = 300.0
-"""What is not at rest by then never is: claims of the dead last 60 s, and retries some more."""
 _HASTEN_EVERY_SECONDS = 15.0
 _CLIENTS_EACH = 4
 _USERS = ("ada", "bob")
@@ -42,14 +40,16 @@ class Plan:
         seed: Decides faults, and what each client draws.
         rate: Acts a second, of all HTTP clients together.
         rounds: The faults, one or two at once.
-        bug: One of ``bugs.py`` to be planted; empty: none.
+        bugs: Of ``bugs.py`` to be planted, comma-separated; empty: none.
+        rest_seconds: What is not at rest by then never is. (Claims of the dead last 60 s, retries some more.)
     """
 
     seconds: float
     seed: int
     rate: float
     rounds: Sequence[Sequence[faults.Fault]]
-    bug: str = ""
+    bugs: str = ""
+    rest_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
     with (
         kept(folder / "history.jsonl") as history,
         WebhookReceiver() as receiver,
-        running_arena(folder / "platform.log", bug=plan.bug) as arena,
+        running_arena(folder / "platform.log", bugs=plan.bugs) as arena,
     ):
         receiver.will_always(_moody(random.Random(f"receiver-{plan.seed}")))
         result = Run(plan, arena, history, receiver, say).result()
@@ -181,7 +181,7 @@ class Run:
         began = hastened = time.monotonic()
         while left := [*ledger.open_work(url), *_full_queues(broker)]:
             now = time.monotonic()
-            if now - began > REST_SECONDS:
+            if now - began > self._plan.rest_seconds:
                 self._leftovers += left
                 break
             if now - hastened > _HASTEN_EVERY_SECONDS:

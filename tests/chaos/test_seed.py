@@ -9,7 +9,8 @@ from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer, find_rabbitmq
 from deploy.redis_server import RedisServer, find_redis
 from models.ids import new_id
-from tests.chaos import ledger as ledger_check, seed
+from tests.chaos import ledger as ledger_check
+from tests.chaos import seed
 from tests.kit.platform import Platform, running_platform
 from tests.kit.servers import require, temporary_data_directory
 

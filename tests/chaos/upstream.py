@@ -1,4 +1,4 @@
-"""An upstream system of the workload: publishes over AMQP, and takes its replies. What HTTP clients do: ``workload.py``."""
+"""An upstream system of the workload: publishes over AMQP and takes its replies. HTTP: ``workload.py``."""
 
 import json
 import random

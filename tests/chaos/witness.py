@@ -37,7 +37,7 @@ FOR EACH ROW EXECUTE FUNCTION chaos_testify();
 
 
 @dataclass(frozen=True, slots=True)
-class Testimony:
+class Witnessed:
     """One change of one entity.
 
     Attributes:
@@ -62,10 +62,10 @@ def install(database_url: str) -> None:
         connection.execute(_INSTALL)
 
 
-def testimonies(database_url: str) -> Sequence[Testimony]:
+def testimonies(database_url: str) -> Sequence[Witnessed]:
     """All that it saw, in its order."""
     query = """SELECT n, entity_id::text, action, nonces, from_version, version, transaction_id
         FROM chaos_witness ORDER BY n"""
     with connect(database_url) as connection:
         rows = connection.execute(query).fetchall()
-    return [Testimony(n, entity, action, tuple(nonces), *rest) for n, entity, action, nonces, *rest in rows]  # type: ignore[arg-type, misc, call-overload]
+    return [Witnessed(n, entity, action, tuple(nonces), *rest) for n, entity, action, nonces, *rest in rows]  # type: ignore[arg-type, misc, call-overload]

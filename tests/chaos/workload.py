@@ -322,9 +322,7 @@ class Worker:
             cursor = reply.json["nextCursor"]
             path = None if cursor is None else f"jobs?limit=100&cursor={cursor}"
 
-    def _saw(
-        self, job: Mapping[str, Any], asked: str | None, since: float, *, is_last: bool = False
-    ) -> None:
+    def _saw(self, job: Mapping[str, Any], asked: str | None, since: float, *, is_last: bool = False) -> None:
         """Put down a job as it was shown."""
         facts: dict[str, Any] = {
             "since": round(since, 6),
@@ -420,7 +418,9 @@ class Workload:
         self._stop = threading.Event()
         pause = len(workers) / rate
         self._threads = [
-            threading.Thread(target=self._work, args=(one, pause, random.Random(chance.random())), daemon=True)
+            threading.Thread(
+                target=self._work, args=(one, pause, random.Random(chance.random())), daemon=True
+            )
             for one in workers
         ]
         self.faults: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""A TCP link with weather: one loopback port forwarded to another, well or badly. What only cuts: ``proxy.py``.
+"""A TCP link with weather: one loopback port forwarded to another, well or badly. Only cut: ``proxy.py``.
 
 Each connection has two threads, one a direction; both ask before each piece how the link is just now.
 A connection that lost bytes is reset when the link heals: TCP itself never goes on after a gap.
@@ -19,7 +19,7 @@ _RST = struct.pack("ii", 1, 0)
 class Mode(StrEnum):
     """How a link is."""
 
-    PASS = "pass"  # noqa: S105 - no password
+    PASS = "pass"
     """Well."""
     DELAY = "delay"
     """Each piece comes late."""
@@ -218,7 +218,9 @@ class FaultyLink:
     def _await_passage(self, line: _Line) -> Weather:
         """Wait out a black hole; the weather after it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._weather.mode is not Mode.BLACK_HOLE or line not in self._lines)
+            self._changed.wait_for(
+                lambda: self._weather.mode is not Mode.BLACK_HOLE or line not in self._lines
+            )
             return self._weather
 
     def _trickle(self, sink: socket.socket, data: bytes, weather: Weather) -> None:
