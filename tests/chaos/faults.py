@@ -76,6 +76,9 @@ CATALOGUE: tuple[tuple[str, str], ...] = (
 
 _GRAVE = tuple(one for one in CATALOGUE if one[0] not in MODES)
 
+_LONG_SHARE = 0.15
+"""So many last longer than most time-outs."""
+
 
 def schedule(seed: int, count: int) -> list[list[Fault]]:
     """``count`` rounds of one fault, at times two at once; the same for the same seed.
@@ -101,7 +104,8 @@ def _drawn(decks: dict[bool, list[tuple[str, str]]], chance: random.Random, *, i
         decks[is_grave] = [one for one in CATALOGUE if (one in _GRAVE) == is_grave]
         chance.shuffle(decks[is_grave])
     kind, target = decks[is_grave].pop()
-    return Fault(kind, target, round(chance.uniform(1.0, 5.0), 2), chance.getrandbits(32))
+    seconds = chance.uniform(8, 20) if chance.random() < _LONG_SHARE else chance.uniform(1, 5)
+    return Fault(kind, target, round(seconds, 2), chance.getrandbits(32))
 
 
 # ---- links -----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ TOGETHER = [name for name in MARKS if name != "disable-sweep"]
 @pytest.mark.parametrize(
     ("names", "rounds"),
     [
-        (TOGETHER, [[Fault("swallow", "client-api", 3, 7)]]),
+        (TOGETHER, [[Fault("swallow", "client-api", 3, 7)], [Fault("truncate", "worker-receiver", 4, 1)]]),
         (["disable-sweep"], [[Fault("wipe", "rabbitmq", 2, 7)]]),
     ],
     ids=["together", "disable-sweep"],

@@ -1,11 +1,11 @@
-"""The workload: clients that write, read, cancel and look, and put all of it down in a history.
+"""A client of the workload: writes, reads, cancels, looks, and puts all of it down in a history.
 
 Each write leaves a nonce of its own in its entity's metadata (``{"n-17": 17}`` by operation 17), so that a
-witness inside the database can tell which operations took effect. What AMQP clients do: ``upstream.py``.
+witness inside the database can tell which operations took effect. What many do together: ``crowd.py``.
+Over AMQP: ``upstream.py``.
 """
 
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from tests.kit.client import Client, Reply
 
 ANSWER_SECONDS = 6.0
 """A client waits so long for an answer, and then does not know."""
-_RESENDS = 4
+RESENDS = 4
+"""How often it sends at most what nobody answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +374,7 @@ class Worker:
             The last answer, None where there was none; and whether it was the first sending's.
         """
         reply, attempt = None, 0
-        for attempt in range(_RESENDS if key and self._chance.random() < 0.8 else 1):
+        for attempt in range(RESENDS if key and self._chance.random() < 0.8 else 1):
             if attempt:
                 time.sleep(self._chance.uniform(0.05, 0.5))
             try:
@@ -403,51 +404,6 @@ class Worker:
         if answer.status != 200:
             raise urllib3.exceptions.HTTPError(f"no log-in: {answer.status}")
         self._client.token = answer.json["accessToken"]
-
-
-class Workload:
-    """Several workers side by side, at a bounded rate.
-
-    Args:
-        workers: Each gets a thread.
-        rate: Acts a second, of all together.
-        chance: For the pauses.
-    """
-
-    def __init__(self, workers: Sequence[Worker], rate: float, chance: random.Random) -> None:
-        self._stop = threading.Event()
-        pause = len(workers) / rate
-        self._threads = [
-            threading.Thread(
-                target=self._work, args=(one, pause, random.Random(chance.random())), daemon=True
-            )
-            for one in workers
-        ]
-        self.faults: list[BaseException] = []
-
-    def start(self) -> None:
-        """Begin."""
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """No new acts; waits for those under way."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(ANSWER_SECONDS * (_RESENDS + 2))
-        if self.faults:
-            raise self.faults[0]
-
-    def _work(self, worker: Worker, pause: float, chance: random.Random) -> None:
-        due = time.monotonic()
-        try:
-            while not self._stop.is_set():
-                worker.act()
-                due = max(due + chance.expovariate(1 / pause), time.monotonic() - 1)
-                self._stop.wait(max(due - time.monotonic(), 0))
-        except Exception as fault:  # the harness is wrong, or an answer is beyond what it reckons with
-            self.faults.append(fault)
-            raise
 
 
 def _data(op: int) -> dict[str, Any]:
