@@ -84,6 +84,8 @@ def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
         yield f"{name} did not succeed and took effect"
     if op.outcome == "ok" and op.state is None:
         yield f"{name} was accepted and has no outcome"
+    if op.state == "dead":
+        yield f"{name} ended dead, and nothing was wrong with it"
 
 
 def _deletions(ops: dict[int, Op], deletions: Counter[str]) -> Iterator[str]:
@@ -328,9 +330,9 @@ def _privacy(evidence: Evidence) -> Iterator[str]:
                     yield f"asked for job {line['asked']}, {line['user']} was shown {line['job']}"
                 if line["user"] != EVERYONE and owners.get(line["entity"]) != line["user"]:
                     yield f"{line['user']} was shown job {line['job']} of somebody else"
-                op = by_job.get(line["job"])
-                if op is not None and (op.entity, op.kind) != (line["entity"], line["operation"]):
-                    yield f"job {line['job']} is shown as another operation than {op.number}"
+                asked = by_job.get(line["job"])
+                if asked and (asked.entity, asked.kind) != (line["entity"], line["operation"]):
+                    yield f"job {line['job']} is shown as another operation than {asked.number}"
                 if not set(line.get("nonces", ())) <= sown[line["entity"]]:
                     yield f"job {line['job']} was shown with a result that is not its entity's"
 

@@ -86,7 +86,7 @@ def violations(database_url: str, rules: Sequence[Rule] = RULES + ENTITY_RULES) 
     """
     with connect(database_url) as connection:
         for rule in rules:
-            found = connection.execute(rule.query).fetchall()  # type: ignore[call-overload]
+            found = connection.execute(rule.query).fetchall()
             if found:
                 shown = ", ".join(str(row) for row in found[:3])
                 yield f"{len(found)} {rule.broken}: {shown}"
@@ -111,7 +111,7 @@ def open_work(database_url: str) -> list[str]:
         return [
             f"{what}: {', '.join(map(str, row))}"
             for what, query in queries.items()
-            for row in connection.execute(query).fetchall()  # type: ignore[call-overload]
+            for row in connection.execute(query).fetchall()
         ]
 
 
@@ -129,7 +129,7 @@ def count_jobs(database_url: str, state: str = "%") -> int:
     """Jobs in a state, or all."""
     with connect(database_url) as connection:
         row = connection.execute("SELECT count(*) FROM jobs WHERE state LIKE %s", (state,)).fetchone()
-    return int(row[0]) if row else 0
+    return int(str(row[0])) if row else 0
 
 
 def states(database_url: str) -> dict[str, int]:

@@ -176,6 +176,11 @@ PLANTED: dict[str, tuple[Evidence, str, str]] = {
         "effects",
         "was accepted and has no outcome",
     ),
+    "innocent buried": (
+        with_lines(seen(2.5, 3, state="dead")),
+        "effects",
+        "ended dead",
+    ),
     "deleted twice": (
         with_testimonies(lambda them: them.append(Witnessed(6, ENTITY, "delete", (), 5, 6, "t"))),
         "effects",

@@ -8,6 +8,8 @@ operations a change consists of: a batch may fold several into one write.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psycopg.rows import args_row
+
 from tests.chaos.ledger import connect
 
 _INSTALL = """
@@ -66,6 +68,17 @@ def testimonies(database_url: str) -> Sequence[Witnessed]:
     """All that it saw, in its order."""
     query = """SELECT n, entity_id::text, action, nonces, from_version, version, transaction_id
         FROM chaos_witness ORDER BY n"""
-    with connect(database_url) as connection:
-        rows = connection.execute(query).fetchall()
-    return [Witnessed(n, entity, action, tuple(nonces), *rest) for n, entity, action, nonces, *rest in rows]  # type: ignore[arg-type, misc, call-overload]
+    with connect(database_url) as connection, connection.cursor(row_factory=args_row(_witnessed)) as cursor:
+        return cursor.execute(query).fetchall()
+
+
+def _witnessed(
+    n: int,
+    entity: str,
+    action: str,
+    nonces: list[str],
+    from_version: int | None,
+    version: int,
+    transaction_id: str,
+) -> Witnessed:
+    return Witnessed(n, entity, action, tuple(nonces), from_version, version, transaction_id)
