@@ -15,7 +15,7 @@ that names what its asker must not see). ``fault`` and ``healed`` say what the m
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,17 @@ class History:
     """Collects lines from many threads, and writes each to a file as it comes.
 
     Args:
-        path: Written line by line; None keeps it in memory only.
+        path: Written line by line.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.lines: list[Line] = []
         self._clock = clock
         self._began = clock()
         self._lock = threading.Lock()
         self._ops = 0
-        self._stream = path.open("w") if path is not None else None
+        self._stream = path.open("w")
 
     def now(self) -> float:
         """Seconds since it began."""
@@ -49,8 +49,7 @@ class History:
         with self._lock:
             line = {"at": round(self.now(), 6), "event": event, **facts}
             self.lines.append(line)
-            if self._stream is not None:
-                self._stream.write(json.dumps(line) + "\n")
+            self._stream.write(json.dumps(line) + "\n")
         return line
 
     def invoke(self, kind: str, **facts: Any) -> int:
@@ -64,9 +63,7 @@ class History:
     def close(self) -> None:
         """Finish the file."""
         with self._lock:
-            if self._stream is not None:
-                self._stream.close()
-                self._stream = None
+            self._stream.close()
 
 
 @contextmanager
@@ -77,8 +74,3 @@ def kept(path: Path) -> Iterator[History]:
         yield history
     finally:
         history.close()
-
-
-def read(lines: Iterable[str]) -> list[Line]:
-    """A history as it was written."""
-    return [json.loads(line) for line in lines if line.strip()]

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import urllib3
-
-from tasks.names import DEAD_INTAKE
 from tests.chaos import faults, ledger, witness
 from tests.chaos.arena import ADMIN, PASSWORD, Arena, Footprint, running_arena
+from tests.chaos.broker import full_queues
 from tests.chaos.canary import PATIENCE_SECONDS, Canary
 from tests.chaos.checker import EVERYONE, Violation, check
 from tests.chaos.crowd import Crowd
@@ -181,7 +179,7 @@ class Run:
         url = self._arena.postgres.url
         broker = ManagementApi(self._arena.rabbitmq.api_url)
         began = hastened = time.monotonic()
-        while left := [*ledger.open_work(url), *_full_queues(broker)]:
+        while left := [*ledger.open_work(url), *full_queues(broker)]:
             now = time.monotonic()
             if now - began > self._plan.rest_seconds:
                 self._leftovers += left
@@ -258,19 +256,3 @@ def _moody(chance: random.Random) -> Behaviour:
             answer(204, delay_seconds=0.3 if mood < 0.08 else 0)(exchange)
 
     return behave
-
-
-def _full_queues(broker: ManagementApi) -> list[str]:
-    """Our queues that hold a message, by what RabbitMQ counts (it counts every 5 s).
-
-    But for that of dead letters, which keeps what upstream was refused.
-    """
-    try:
-        queues = broker.call("GET", "/queues")
-    except urllib3.exceptions.HTTPError as error:
-        return [f"the broker's management API does not answer: {error}"]
-    return [
-        f"queue {one['name']} holds {one['messages']} messages"
-        for one in queues
-        if one["name"].startswith("waybill.") and one["name"] != DEAD_INTAKE and one.get("messages", 0)
-    ]

@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 
 from deploy.data_directory import DataDirectory
 from tests.chaos import ledger
+from tests.chaos.broker import full_queues
 from tests.kit.client import Client
 from tests.kit.launched import Launched, ended, launched_whole
 from tests.kit.upstream import ManagementApi
@@ -88,7 +89,7 @@ def _found_at_rest(directory: DataDirectory, jobs: int, say: Callable[[str], Non
         wait_until(
             lambda: ledger.is_outbox_empty(database_url), timeout_seconds=REST_SECONDS, what="outbox empty"
         )
-        wait_until(lambda: not _full_queues(broker), timeout_seconds=30, what="queues empty")
+        wait_until(lambda: not full_queues(broker), timeout_seconds=30, what="queues empty")
         say("outbox and queues are empty")
         accepted = ledger.count_jobs(database_url)
         if accepted != jobs:
@@ -97,9 +98,3 @@ def _found_at_rest(directory: DataDirectory, jobs: int, say: Callable[[str], Non
         ready = Client(f"http://127.0.0.1:{up.api_port}").call("GET", "/health/ready")
         if ready.status != 200:
             yield f"not ready: {ready.body!r}"
-
-
-def _full_queues(broker: ManagementApi) -> list[str]:
-    """Our queues that hold a message, by what RabbitMQ counts (it counts every 5 s)."""
-    queues = broker.call("GET", "/queues")
-    return [one["name"] for one in queues if one["name"].startswith("waybill.") and one.get("messages", 1)]

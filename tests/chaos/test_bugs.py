@@ -43,7 +43,7 @@ def test_planted_bug_is_found(tmp_path: Path, names: list[str], rounds: list[lis
     require(find_rabbitmq)
     require(find_redis)
 
-    result = run(Plan(15, 3, 40, rounds, bugs=",".join(names), rest_seconds=25), tmp_path, print)
+    result = run(Plan(15, 3, 40, rounds, bugs=",".join(names), rest_seconds=15), tmp_path, print)
 
     found = [str(one) for one in result.violations]
     missed = [name for name in names if not any(MARKS[name] in one for one in found)]

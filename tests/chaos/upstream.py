@@ -37,7 +37,7 @@ class UpstreamSystem:
         self._pause = 1 / rate
         self._plots: list[Plot] = []
         self._open: dict[str, int] = {}
-        self._answered: set[int] = set()
+        self._jobs: dict[int, str | None] = {}
         self._must_stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="upstream", daemon=True)
         self.faults: list[BaseException] = []
@@ -53,7 +53,7 @@ class UpstreamSystem:
         if self.faults:
             raise self.faults[0]
         for op in self._open.values():
-            if op not in self._answered:
+            if op not in self._jobs:
                 self._history.add("unknown", op=op)
 
     def _work(self) -> None:
@@ -96,7 +96,8 @@ class UpstreamSystem:
         message_id = f"chaos-{op}"
         self._open[message_id] = op
         headers = {"resource-id": plot.entity}
-        upstream.publish(f"entities.{kind}", body, headers=headers, message_id=message_id)
+        for _ in range(2 if self._chance.random() < 0.1 else 1):  # a repeated message is the same job
+            upstream.publish(f"entities.{kind}", body, headers=headers, message_id=message_id)
 
     def _take_replies(self, upstream: Upstream) -> None:
         while True:
@@ -110,14 +111,15 @@ class UpstreamSystem:
     def _answer(self, op: int, properties: pika.BasicProperties, body: bytes) -> None:
         kind = str(properties.type)
         job = (properties.headers or {}).get("x-job-id")
-        if kind == "job.rejected":
-            self._history.add("fail", op=op, status=json.loads(body).get("status"))
-            self._answered.add(op)
-            return
-        if op not in self._answered and job:
-            self._history.add("ok", op=op, job=str(job))
-            self._answered.add(op)
-        if kind != "job.accepted":
+        if op not in self._jobs:
+            self._jobs[op] = str(job) if job else None
+            if kind == "job.rejected":
+                self._history.add("fail", op=op, status=json.loads(body).get("status"))
+            else:
+                self._history.add("ok", op=op, job=str(job))
+        elif job and str(job) != self._jobs[op]:
+            self._history.add("replayed", op=op, job=str(job), first=self._jobs[op])
+        if kind not in ("job.accepted", "job.rejected"):
             self._history.add("replied", op=op, job=str(job), state=kind.removeprefix("job."))
 
 

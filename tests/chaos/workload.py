@@ -215,6 +215,8 @@ class Worker:
             sent["Idempotency-Key"] = key
         if waits:
             sent["Prefer"] = "wait=3"
+        if chance.random() < 0.3:  # one lane's jobs are then announced on several queues
+            sent["Waybill-Priority"] = chance.choice(["high", "bulk"])
         body: dict[str, Any] | None = None
         if kind != "delete":
             body = _data(op)
