@@ -18,6 +18,7 @@ from tests.chaos.garden import Errand, Garden, Plot
 from tests.chaos.history import History
 from tests.kit.client import Client, Reply
 
+_BODILESS = (204, 304)
 ANSWER_SECONDS = 6.0
 """A client waits so long for an answer, and then does not know."""
 RESENDS = 4
@@ -397,6 +398,8 @@ class Worker:
         if reply.status == 401:  # refused for certain: nothing of it has happened
             self._log_in()
             reply = self._client.call(method, path, body, headers)
+        if reply.status not in _BODILESS and str(len(reply.body)) != reply.headers.get("content-length"):
+            raise urllib3.exceptions.HTTPError("cut off in its head, which Python's client takes for its end")
         return reply
 
     def _log_in(self) -> None:
