@@ -2,6 +2,7 @@
 
 import logging
 import random
+import signal
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def chaos(
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     rounds = max(round(time_given / _SECONDS_EACH), 1) if rounds is None else rounds
     folder = folder or Path(tempfile.mkdtemp(prefix="waybill-chaos-"))
+    signal.signal(signal.SIGTERM, _end)  # by itself it would leave the servers behind
     logging.getLogger("waybill").addHandler(logging.NullHandler())
     plan = Plan(time_given, seed, rate, faults.schedule(seed, rounds), ",".join(planted))
     result = run(plan, folder, lambda line: click.echo(f"chaos: {line}"))
@@ -71,6 +73,10 @@ def chaos(
     )
     if result.violations:
         raise SystemExit(1)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def summary(result: Result) -> Iterator[str]:
