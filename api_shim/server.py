@@ -92,7 +92,7 @@ def build(
     database, ledger, registry = container.database, container.ledger, container.registry
     intake = intake_batcher(container.intake, announcer)
     polls = poll_batcher(database, ledger)
-    loads = load_batcher(database, registry)
+    loads = load_batcher(container.views)
     threads = Threads("database", DATABASE_THREADS, max_waiting=500)
     logins = Threads("login", LOGIN_THREADS, max_waiting=32)
     scrapes = Threads("operations", 2, max_waiting=50)
@@ -111,7 +111,7 @@ def build(
     routes: list[Route] = [
         *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
-        *Reads(registry, database, ledger, loads, threads, waiters, cursors).routes(),
+        *Reads(registry, database, ledger, container.views, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
         *Events(partial(own_job, polls), hub.watches, hub.audience, authentication).routes(),
         *Explain(database, polls, threads, scrapes, look).routes(),

@@ -26,7 +26,7 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 
 from models import log
 from models.container import Container
-from models.errors import BrokerUnavailable, ConfigurationError, Transient
+from models.errors import BrokerUnavailable, ConfigurationError, RateLimited, Transient
 from models.identity.users import password_matches
 from models.settings import Settings
 from tasks import names
@@ -51,10 +51,15 @@ class AdminGate:
 
     def __init__(self, container: Container) -> None:
         self._container = container
+        self._guard = container.login_guard
         self._remembered: dict[bytes, float] = {}
 
-    def admits(self, authorization: str) -> bool:
-        """Whether ``authorization`` is HTTP Basic with an admin's email and password."""
+    def admits(self, authorization: str, address: str) -> bool:
+        """Whether ``authorization`` is HTTP Basic with an admin's email and password.
+
+        Raises:
+            RateLimited: Too many have failed for this email, or from this address; nothing was checked.
+        """
         scheme, _, encoded = authorization.partition(" ")
         if scheme.lower() != "basic":
             return False
@@ -64,10 +69,15 @@ class AdminGate:
         try:
             email, _, password = b64decode(encoded, validate=True).decode().partition(":")
             with self._container.database.snapshot() as connection:
+                self._guard.check(connection, email, address)
                 user = self._container.users.by_email(connection, email)
+            is_right = password_matches(password, user)
+            with self._container.database.transaction() as connection:
+                note = self._guard.succeeded if is_right else self._guard.failed
+                note(connection, email, address)
         except (Base64Error, UnicodeDecodeError, Transient):
             return False
-        if not password_matches(password, user) or user is None or not user.principal.is_admin:
+        if not is_right or user is None or not user.principal.is_admin:
             return False
         if len(self._remembered) > 1000:
             self._remembered.clear()
@@ -95,7 +105,11 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
 
         Not its metrics either, which Flower itself leaves open.
         """
-        if not self._gate.admits(request.headers.pop("Authorization", "")):
+        try:
+            is_admitted = self._gate.admits(request.headers.pop("Authorization", ""), str(request.remote_ip))
+        except RateLimited as refusal:
+            return self.get_handler_delegate(request, _Closed, {"retry_after": refusal.retry_after})
+        if not is_admitted:
             return self.get_handler_delegate(request, _Closed)
         request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
         return super().find_handler(request, **others)
@@ -124,7 +138,15 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
 class _Closed(web.RequestHandler):
     """Asks for the password."""
 
+    def initialize(self, retry_after: int | None = None) -> None:
+        self._retry_after = retry_after
+
     def prepare(self) -> None:
+        if self._retry_after is not None:
+            self.set_status(429)
+            self.set_header("Retry-After", str(self._retry_after))
+            self.finish("Too many log-ins failed: try again later.\n")
+            return
         self.set_status(401)
         self.set_header("WWW-Authenticate", 'Basic realm="Waybill"')
         self.finish("The admin's email and password, please.\n")

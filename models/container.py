@@ -8,6 +8,10 @@ arguments.
 from datetime import timedelta
 from functools import cached_property
 
+from models.cache.cache import Cache
+from models.cache.no_cache import NoCache
+from models.cache.redis_cache import RedisCache
+from models.cache.views import Views
 from models.capacity import Capacity
 from models.database import Database
 from models.dead_letters.redriving import Redriver
@@ -26,6 +30,7 @@ from models.identity.tokens import Tokens
 from models.identity.users import Users
 from models.intake import Intake
 from models.ledger import Ledger
+from models.redis_client import RedisClient
 from models.registry import Registry, discover
 from models.retry import RetryPolicy
 from models.settings import Settings
@@ -62,6 +67,22 @@ class Container:
     def registry(self) -> Registry:
         """Every resource that this process serves."""
         return discover(self.settings.resources, lambda: self.sealer)
+
+    @cached_property
+    def redis(self) -> RedisClient | None:
+        """What this process keeps in Redis and can do without; None where there is none."""
+        url = self.settings.redis_url
+        return RedisClient(url, name=self.role) if url else None
+
+    @cached_property
+    def cache(self) -> Cache:
+        """What is read often."""
+        return RedisCache(self.redis) if self.redis is not None else NoCache()
+
+    @cached_property
+    def views(self) -> Views:
+        """Reads of instances and lists, through the cache."""
+        return Views(self.database, self.registry, self.cache)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -124,21 +145,25 @@ class Container:
         return SecondFactors(self.sealer)
 
     @cached_property
+    def login_guard(self) -> LoginGuard:
+        """Makes those wait who guess."""
+        return LoginGuard(self.key("login-attempts"))
+
+    @cached_property
     def sign_in(self) -> SignIn:
         """Begins, renews and ends sessions."""
         families = RefreshFamilies(
             idle=timedelta(days=self.settings.refresh_idle_days),
             lifetime=timedelta(days=self.settings.refresh_lifetime_days),
         )
-        guard = LoginGuard(self.key("login-attempts"))
         return SignIn(
             self.database,
             users=self.users,
             families=families,
             second_factors=self.second_factors,
-            guard=guard,
+            guard=self.login_guard,
             tokens=self.tokens,
-            cache=SessionCache(self.settings.redis_url),
+            cache=SessionCache(self.redis),
         )
 
     @cached_property
@@ -172,7 +197,9 @@ class Container:
 
     def close(self) -> None:
         """Let go of what was opened."""
-        if "sign_in" in self.__dict__:
-            self.sign_in.close()
+        if "cache" in self.__dict__:
+            self.cache.close()
+        if "redis" in self.__dict__ and self.redis is not None:
+            self.redis.close()
         if "database" in self.__dict__:
             self.database.close()

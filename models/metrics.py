@@ -80,6 +80,12 @@ STREAMS = Gauge(
 
 CHANGE_READS = Counter("waybill_change_reads_total", "Readings of the ledger for all who wait for changes")
 
+CACHE_READS = Counter(
+    "waybill_cache_reads_total",
+    "Reads by what the cache had: hit, miss, or bypass (somebody is changing it, or the cache is away)",
+    ["kind", "outcome"],
+)
+
 LIMITER_SECONDS = Histogram(
     "waybill_limiter_seconds",
     "Time of one round trip to Redis that counts requests",

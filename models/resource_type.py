@@ -1,10 +1,12 @@
 """What a resource declares: table, schemas, parent, service, permissions. Found by the registry."""
 
+import json
 import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -89,6 +91,7 @@ class ResourceType:
         effects: Calls to third parties that follow from changes; see ``models/effects.py``.
         sortable: Columns (never null, seen by callers) that ``?sort=`` orders by.
         retry: How often and how soon a faulty attempt is repeated; None: as everybody's.
+        is_cached: Whether reads may be answered from the cache: not where the table is written past the jobs.
     """
 
     name: str
@@ -104,6 +107,7 @@ class ResourceType:
     effects: tuple[ThirdPartyEffect, ...] = ()
     sortable: tuple[str, ...] = ("created_at", "name")
     retry: RetryPolicy | None = None
+    is_cached: bool = True
     _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -155,6 +159,12 @@ class ResourceType:
     def has_version(self) -> bool:
         """Whether callers see versions, and may demand one."""
         return "version" in self.read.model_fields
+
+    @cached_property
+    def read_fingerprint(self) -> str:
+        """Names the shape of what callers see: what another release kept is not taken for its own."""
+        schema = json.dumps(self.read.model_json_schema(mode="serialization"), sort_keys=True)
+        return blake2b(schema.encode(), digest_size=6).hexdigest()
 
     @cached_property
     def sorts(self) -> dict[str, str]:

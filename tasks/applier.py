@@ -18,6 +18,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from models import metrics
+from models.cache.views import Changes, Views
 from models.database import Database
 from models.errors import Conflict, Contention, DatabaseUnavailable, Refusal, internal_problem
 from models.identity.users import Users
@@ -76,6 +77,7 @@ class Applier:
         ledger: Locks lanes and writes outcomes.
         registry: Services and repositories by resource.
         users: Present roles, checked again in the applying transaction.
+        views: Told of what changes, before and after each commit.
         retry_policy: What to do about a job that fails alone, where its resource has no policy of its own.
         sleep: Waits before a batch is tried again; injected for tests.
     """
@@ -86,6 +88,7 @@ class Applier:
         ledger: Ledger,
         registry: Registry,
         users: Users,
+        views: Views,
         retry_policy: RetryPolicy,
         *,
         sleep: Callable[[float], None] = time.sleep,
@@ -94,6 +97,7 @@ class Applier:
         self._ledger = ledger
         self._registry = registry
         self._users = users
+        self._views = views
         self._retry_policy = retry_policy
         self._sleep = sleep
 
@@ -199,8 +203,10 @@ class Applier:
                 return False, held
             jobs, is_capped = self._ready_jobs(connection, taken)
             suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
-            outcomes = self._run(connection, [job for job in jobs if job.lane not in suspects])
+            outcomes, changes = self._run(connection, [job for job in jobs if job.lane not in suspects])
             delivery_ids = self._ledger.finish(connection, outcomes)
+            mark = self._views.mark(changes)
+        self._views.settle(mark, changes)
         applied.outcomes += outcomes
         applied.delivery_ids += delivery_ids
         for job_id in suspects.values():
@@ -220,7 +226,7 @@ class Applier:
             waiting = {job.lane for job in jobs}
             lanes = [lane for lane in lanes if lane not in waiting]
 
-    def _run(self, connection: Connection, jobs: Sequence[OpenJob]) -> list[Outcome]:
+    def _run(self, connection: Connection, jobs: Sequence[OpenJob]) -> tuple[list[Outcome], Changes]:
         now = self._ledger.clock(connection)
         principals = self._users.principals(connection, list({job.principal_id for job in jobs}))
         batch = Batch(connection, self._registry, principals, now)
@@ -230,7 +236,7 @@ class Applier:
             outcomes = [_blamed(one, dead.get(one.job_id), batch.unprepared) for one in outcomes]
         for job in jobs:
             metrics.APPLY_SECONDS.observe((now - job.created_at).total_seconds())
-        return outcomes
+        return outcomes, batch.changes
 
     # ---- one at a time -----------------------------------------------------------------
 
@@ -260,8 +266,10 @@ class Applier:
                     job = self._lock_head(connection, job_id)
                     if job is None or job.id != head.id:
                         continue
-                    outcomes = self._run(connection, [job])
+                    outcomes, changes = self._run(connection, [job])
                     delivery_ids = self._ledger.finish(connection, outcomes)
+                    mark = self._views.mark(changes)
+                self._views.settle(mark, changes)
             except DatabaseUnavailable:
                 raise
             except Exception as error:
@@ -293,11 +301,11 @@ class Applier:
         return head
 
     def _may_try(self, job: OpenJob, applied: Applied) -> bool:
-        """Record, in a commit of its own, an attempt that may kill this worker; False ends the job dead."""
+        """Record, in a commit of its own, an attempt that may kill this worker; after the last it is dead."""
         with self._database.transaction() as connection:
             present = self._lock_head(connection, job.id)
-            if present is None or present.id != job.id:
-                return False
+            if present is None or present.id != job.id or present.crashes != job.crashes:
+                return False  # another worker has been at it meanwhile: look again
             if job.crashes < MAX_CRASHES:
                 self._ledger.record_crash_attempt(connection, job.id, worker_name(os.getpid()))
                 return True

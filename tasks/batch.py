@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, exc
 
+from models.cache.views import Changes
 from models.errors import Conflict, Contention, Forbidden, NotFound, PreconditionFailed, Refusal
 from models.identity.principals import Action, Principal, may
 from models.job import JobState, Operation
@@ -28,6 +29,7 @@ class _Run:
         before: The instance as the database has it.
         after: The instance as the last of the jobs leaves it.
         effect: What has to be written.
+        document: How callers see ``after``, where it is to be written.
         creator: The job whose insert may still meet a unique rule.
     """
 
@@ -36,6 +38,7 @@ class _Run:
     before: Row | None
     after: Row | None = None
     effect: Effect = Effect.NONE
+    document: bytes = b""
     creator: OpenJob | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -50,6 +53,7 @@ class Batch:
         now: The database's time, read after the locks.
 
     Attributes:
+        changes: What was written.
         unprepared: Jobs that were refused for what they found, or did not find, in their lane.
     """
 
@@ -62,6 +66,7 @@ class Batch:
         self._now = now
         self._instances: dict[_Key, Row | None] = {}
         self._buried: dict[_Key, int] = {}
+        self.changes = Changes()
         self.unprepared: dict[UUID, OpenJob] = {}
 
     def run(self, jobs: Sequence[OpenJob]) -> list[Outcome]:
@@ -131,7 +136,7 @@ class Batch:
                 if _is_about_the_lane(job, refusal):
                     self.unprepared[job.id] = job
                 continue
-            run.after = change.row
+            run.after, run.document = change.row, change.result or b""
             if change.effect is Effect.INSERT:
                 run.creator = job
             if run.effect is not Effect.INSERT and change.effect is not Effect.NONE:
@@ -237,7 +242,7 @@ class Batch:
         inserted = repository.insert_many(self._connection, [_row(run) for run in first.values()])
         for run in runs:
             if run is first[run.key] and run.key[1] in inserted:
-                self._instances[run.key] = run.after
+                self._accept(run)
             else:
                 self._refuse_creation(run)
 
@@ -260,6 +265,7 @@ class Batch:
             buried = part.repository.delete_parts(self._connection, list(versions))
             self._instances |= {(part.type.name, one): None for one in buried}
             self._buried |= {(part.type.name, one): version for one, version in buried.items()}
+            self.changes.drop_parts(part.type, buried, versions)
         matched = self._registry[name].repository.delete_many(self._connection, versions)
         self._accept_writes(runs, matched)
         self._buried |= {run.key: versions[run.key[1]] + 1 for run in runs}
@@ -267,7 +273,16 @@ class Batch:
     def _accept_writes(self, runs: Sequence[_Run], matched: set[UUID]) -> None:
         if len(matched) != len(runs):
             raise Contention("an instance was changed outside of its lane")
-        self._instances |= {run.key: run.after for run in runs}
+        for run in runs:
+            self._accept(run)
+
+    def _accept(self, run: _Run) -> None:
+        self._instances[run.key] = run.after
+        kind = self._registry[run.key[0]].type
+        if run.after is not None:
+            self.changes.put(kind, run.after, run.document)
+        elif run.before is not None:
+            self.changes.drop(kind, run.before)
 
 
 def _key_of(job: OpenJob) -> _Key:

@@ -71,6 +71,7 @@ class Runtime:
         _log.error("worker lost", extra={"worker": worker_name(pid), "cause": cause, "jobs": len(job_ids)})
         try:
             container = self._pieces().container
+            container.cache.forget_all()  # it may have died owing the cache a change
             with container.database.transaction() as connection:
                 container.ledger.witness_crash(
                     connection, [UUID(one) for one in job_ids], worker_name(pid), cause
@@ -105,7 +106,12 @@ class Runtime:
     def _make(self) -> _Pieces:
         container = Container(self._settings, role="worker", pool_size=POOL_SIZE)
         applier = Applier(
-            container.database, container.ledger, container.registry, container.users, container.retry_policy
+            container.database,
+            container.ledger,
+            container.registry,
+            container.users,
+            container.views,
+            container.retry_policy,
         )
         sending = make_sending(container, self._settings)
         return _Pieces(container, applier, Announcer(self._app), sending, threading.local())

@@ -77,6 +77,7 @@ def run(
 def make_sweeper(settings: Settings, app: Celery) -> Sweeper:
     """A sweeper with a database pool of its own."""
     container = Container(settings, role="sweeper", pool_size=2)
+    container.cache.forget_all()  # who was here before may have died owing it a change
     container.check_services()  # a bad WAYBILL_RESOURCES or WAYBILL_SERVICES is told at start
     return Sweeper(container.database, container.ledger, Outbox(), app)
 

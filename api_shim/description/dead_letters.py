@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from api_shim.description.examples import JOB, PROBLEMS, TIME
 from models.job import Operation
 
 _TIME = {"type": "string", "format": "date-time"}
@@ -19,6 +20,7 @@ def letter_schemas(components: str) -> dict[str, Any]:
             "description": "A dead job, with the group of its error.",
             "allOf": [{"$ref": components + "Job"}],
             "required": ["group", "discardedAt"],
+            "examples": [_DEAD_LETTER],
             "properties": {
                 "group": {"type": "string"},
                 "discardedAt": {"type": ["string", "null"], "format": "date-time"},
@@ -52,6 +54,15 @@ def letter_schemas(components: str) -> dict[str, Any]:
     }
 
 
+_DEAD_LETTER = JOB | {
+    "state": "dead",
+    "done": True,
+    "attempt": 8,
+    "finishedAt": TIME,
+    "error": PROBLEMS[500],
+    "group": "0f3a6c1d2b4e5f60",
+    "discardedAt": None,
+}
 _LETTER_GROUP = {
     "type": "object",
     "description": "Dead letters of one resource and operation with the same error.",

@@ -65,7 +65,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
         f'<code class="path">{escape(path)}</code><span class="what">{escape(operation["summary"])}</span>'
         f'<span class="tag">{escape(permission)}</span></summary>'
         + _table("Parameters", (_parameter_row(one) for one in operation["parameters"]))
-        + _table("Body", ((_code(media), _reference(one["schema"])) for media, one in body.items()))
+        + _table("Body", (_body_row(media, one) for media, one in body.items()))
         + _table("Answers", (_answer_row(*item) for item in operation["responses"].items()))
         + "</details>"
     )
@@ -78,6 +78,11 @@ def _parameter_row(parameter: Mapping[str, Any]) -> tuple[str, str, str]:
     kind = choices or schema.get("format") or " ".join(filter(None, (str(schema.get("type", "")), limits)))
     place = f"{escape(parameter['in'])}<br><small>{escape(kind)}</small>"
     return _code(parameter["name"]), place, _prose(parameter.get("description", ""))
+
+
+def _body_row(media: str, content: Mapping[str, Any]) -> tuple[str, str, str]:
+    example = json.dumps(content["example"], ensure_ascii=False)
+    return _code(media), _reference(content["schema"]), _code(example)
 
 
 def _answer_row(status: str, answer: Mapping[str, Any]) -> tuple[str, str, str]:

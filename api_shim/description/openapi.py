@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from api_shim.description.dead_letters import letter_schemas
 from api_shim.description.docs_page import page
+from api_shim.description.examples import JOB, PROBLEMS, Schemas, example_of
 from api_shim.description.words import RESPONSE_HEADERS
 from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Described, Route
@@ -58,6 +59,7 @@ _PROBLEM = {
 }
 _JOB = {
     "type": "object",
+    "examples": [JOB],
     "required": [
         "id", "state", "done", "operation", "resource", "resourceId", "attempt", "priority", "createdAt",
         "runAt", "finishedAt", "expiresAt", "resultUrl", "requestId", "sequence",
@@ -116,11 +118,17 @@ _BULK_ANSWER = {
 _PLAIN: dict[str, Any] = {
     "Problem": _PROBLEM,
     "Job": _JOB,
-    "Instance": {"type": "object", "description": "An instance of any resource, by its read schema."},
+    "Instance": {
+        "type": "object",
+        "description": "An instance of any resource, by its read schema.",
+        "examples": [{"id": JOB["resourceId"], "name": "Ada's order", "version": 1}],
+    },
     "Text": {"type": "string"},
+    "Events": {"type": "string", "examples": [f"id: 17\ndata: {json.dumps(JOB)}\n\n"]},
     "JwkSet": {
         "type": "object",
         "required": ["keys"],
+        "examples": [{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "2026-11", "x": "11qYAYKx…"}]}],
         "properties": {"keys": {"type": "array", "items": {"type": "object"}}},
     },
     "Liveness": {"type": "object", "required": ["status"], "properties": {"status": {"const": "alive"}}},
@@ -214,9 +222,10 @@ _NOTHING_FOREIGN = (
 
 def describe(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
     """The OpenAPI document of ``routes``."""
+    schemas = _schemas(routes, registry)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
     return {
         "openapi": VERSION,
         "info": {
@@ -241,26 +250,27 @@ def describe(routes: Sequence[Route], registry: Registry) -> dict[str, Any]:
         "security": [{"bearer": []}],
         "paths": paths,
         "components": {
-            "schemas": _schemas(routes, registry),
+            "schemas": schemas,
+            "examples": {f"Problem{status}": {"value": one} for status, one in PROBLEMS.items()},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.operation_id,
         "summary": route.summary,
         "tags": [route.tag],
         "parameters": [*_path_parameters(route), _REQUEST_ID, *_parameters(route)],
-        "responses": _responses(route),
+        "responses": _responses(route, schemas),
     }
     if route.permission is not None:
         operation["x-permission"] = route.permission
     if route.is_public:
         operation["security"] = []
     if route.body:
-        content = {media: {"schema": _reference(one)} for media, one in route.body.items()}
+        content = {media: _content(one, schemas) for media, one in route.body.items()}
         operation["requestBody"] = {"required": not route.body_is_optional, "content": content}
     return operation
 
@@ -285,7 +295,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _responses(route: Route) -> dict[str, Any]:
+def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     limited = () if route.limit is None else ("RateLimit", "RateLimit-Policy")
     for status, answer in sorted(route.answers.items()):
@@ -294,13 +304,18 @@ def _responses(route: Route) -> dict[str, Any]:
             "headers": _headers(*answer.headers, *limited, "X-Request-ID"),
         }
         if answer.schema is not None:
-            response["content"] = {answer.media_type: {"schema": _reference(answer.schema)}}
+            response["content"] = {answer.media_type: _content(answer.schema, schemas)}
     of_gates = {*(() if route.is_public else (401, 403)), *(() if route.limit is None else (429,))}
     for status in sorted({400, 500, 503, *route.errors, *of_gates}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "headers": _headers(*_ERROR_HEADERS.get(status, ()), *limited, "X-Request-ID"),
-            "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}},
+            "content": {
+                PROBLEM_MEDIA_TYPE: {
+                    "schema": {"$ref": _COMPONENTS + "Problem"},
+                    "examples": {"problem": {"$ref": f"#/components/examples/Problem{status}"}},
+                }
+            },
         }
     return responses
 
@@ -317,6 +332,11 @@ def _headers(*names: str) -> dict[str, Any]:
 
 
 # ---- schemas ---------------------------------------------------------------------------
+
+
+def _content(described: Described, schemas: Schemas) -> dict[str, Any]:
+    schema = _reference(described)
+    return {"schema": schema, "example": example_of(schema, schemas)}
 
 
 def _reference(described: Described) -> dict[str, Any]:

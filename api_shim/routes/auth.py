@@ -1,21 +1,20 @@
 """Routes about having a token: log in, refresh, log out, second factor, published keys. No rules."""
 
 from collections.abc import Iterator
-from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from api_shim.routes.outcomes import NO_STORE
-from api_shim.web.http import JSON, Request, Response, json_response
+from api_shim.web.body import read_body
+from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
-from models import strict_json
 from models.database import Database
 from models.identity.principals import Principal
 from models.identity.second_factors import RECOVERY_CODES, Enrolment, SecondFactors
 from models.identity.sign_in import Session, SignIn
 from models.identity.tokens import Tokens
-from models.schema import Schema, refusal
+from models.schema import Schema
 
 _MAX_BODY_BYTES = 8 * 1024
 
@@ -24,7 +23,7 @@ class Login(Schema):
     """Body of POST /auth/login."""
 
     email: str = Field(min_length=3, max_length=254, examples=["ada@example.com"])
-    password: str = Field(min_length=1, max_length=1024)
+    password: str = Field(min_length=1, max_length=1024, examples=["correct horse battery staple"])
     otp: str | None = Field(
         None,
         min_length=1,
@@ -36,7 +35,7 @@ class Login(Schema):
 class Refresh(Schema):
     """Body of POST /auth/refresh and /auth/logout."""
 
-    refresh_token: str = Field(min_length=1, max_length=256)
+    refresh_token: str = Field(min_length=1, max_length=256, examples=["3Jx0…"])
 
 
 class Confirmation(Schema):
@@ -48,25 +47,27 @@ class Confirmation(Schema):
 class LoggedIn(Schema):
     """Answer of POST /auth/login and /auth/refresh."""
 
-    access_token: str
-    refresh_token: str = Field(description="good once, for POST /auth/refresh, which gives the next one")
+    access_token: str = Field(examples=["eyJhbGciOiJFZERTQSIs…"])
+    refresh_token: str = Field(
+        description="good once, for POST /auth/refresh, which gives the next one", examples=["3Jx0…"]
+    )
     token_type: str = Field(examples=["Bearer"])
-    expires_in: int = Field(description="seconds that the access token is good for")
+    expires_in: int = Field(description="seconds that the access token is good for", examples=[1800])
 
 
 class Enrolled(Schema):
     """Answer of POST /auth/mfa/enroll."""
 
-    secret: str = Field(description="base32, for an authenticator")
-    otpauth_uri: str = Field(description="the same, for a QR code")
+    secret: str = Field(description="base32, for an authenticator", examples=["JBSWY3DPEHPK3PXP"])
+    otpauth_uri: str = Field(
+        description="the same, for a QR code",
+        examples=["otpauth://totp/Waybill:ada%40example.org?secret=JBSWY3DPEHPK3PXP&issuer=Waybill"],
+    )
     recovery_codes: list[str] = Field(
         min_length=RECOVERY_CODES,
         max_length=RECOVERY_CODES,
         description="shown once; each stands in for one code, once",
     )
-
-
-_Body = TypeVar("_Body", bound=Schema)
 
 
 class Auth:
@@ -100,18 +101,18 @@ class Auth:
 
     async def login(self, request: Request) -> Response:
         """Tokens for an email and its password; one answer, and one timing, for all that is wrong."""
-        login = await _body(request, Login)
+        login = await read_body(request, Login, _MAX_BODY_BYTES)
         given = (login.email, login.password, login.otp, request.address)
         return _logged_in(await self._logins.call(self._sign_in.log_in, *given))
 
     async def refresh(self, request: Request) -> Response:
         """The next tokens of a session."""
-        given = await _body(request, Refresh)
+        given = await read_body(request, Refresh, _MAX_BODY_BYTES)
         return _logged_in(await self._threads.call(self._sign_in.refresh, given.refresh_token))
 
     async def logout(self, request: Request) -> Response:
         """The end of a session; also of one that has ended."""
-        given = await _body(request, Refresh)
+        given = await read_body(request, Refresh, _MAX_BODY_BYTES)
         await self._threads.call(self._sign_in.log_out, given.refresh_token)
         return Response(204, headers=(NO_STORE,))
 
@@ -127,7 +128,7 @@ class Auth:
 
     async def confirm(self, request: Request) -> Response:
         """From now on logging in takes a code."""
-        given = await _body(request, Confirmation)
+        given = await read_body(request, Confirmation, _MAX_BODY_BYTES)
         await self._threads.call(self._confirm, request.principal, given.otp)
         return Response(204, headers=(NO_STORE,))
 
@@ -221,23 +222,6 @@ class Auth:
             is_public=True,
             answers={200: Answer("A JWK set", "JwkSet", ("Cache-Control",))},
         )
-
-
-async def _body(request: Request, schema: type[_Body]) -> _Body:
-    """The request's body.
-
-    Raises:
-        Invalid: It does not fit.
-        UnsupportedMediaType: It is not JSON.
-        PayloadTooLarge: It is over 8 KiB.
-    """
-    request.check_media_type(JSON)
-    body = await request.body(_MAX_BODY_BYTES)
-    strict_json.parse(body)
-    try:
-        return schema.model_validate_json(body, strict=True, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise refusal(error) from None
 
 
 def _logged_in(session: Session) -> Response:

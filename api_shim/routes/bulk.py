@@ -40,10 +40,8 @@ class BulkOperation(Schema):
 
     operation: Operation = Field(description="create, replace, patch or delete", examples=["create"])
     resource: str = Field(min_length=1, max_length=63, examples=["entities"])
-    id: str | None = Field(None, description="of the instance; optional at create", examples=[None])
-    parent_id: str | None = Field(
-        None, description="of its parent, where the resource has one", examples=[None]
-    )
+    id: str | None = Field(None, description="of the instance; optional at create")
+    parent_id: str | None = Field(None, description="of its parent, where the resource has one")
     if_match: int | None = Field(None, ge=0, lt=2**63, description="the version that must be the present one")
     idempotency_key: str | None = Field(None, min_length=1, max_length=255, pattern="^[ -~]+$")
     data: dict[str, JsonValue] | None = Field(None, examples=[{"name": "Ada's order"}])

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from uuid import UUID
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from api_shim.description import words
 from api_shim.routes.outcomes import BASE, NO_STORE
-from api_shim.web import query
-from api_shim.web.http import JSON, Request, Response, json_response
+from api_shim.routes.paging import Paging
+from api_shim.web.body import read_body
+from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
-from models import strict_json
 from models.cursor import Cursors
 from models.database import Database
 from models.deliveries.address_guard import check_url
@@ -19,7 +19,7 @@ from models.deliveries.endpoint_secrets import new_secret
 from models.deliveries.endpoints import NO_ENDPOINT, CallbackEndpoint, CallbackEndpoints, EventType
 from models.errors import NotFound
 from models.ids import parse_id
-from models.schema import Schema, UtcTime, refusal
+from models.schema import Schema, UtcTime
 
 _PATH = f"{BASE}/callback-endpoints"
 _MAX_BYTES = 16 * 1024
@@ -94,13 +94,7 @@ class CallbackEndpointRoutes:
 
     async def register(self, request: Request) -> Response:
         """Keep an endpoint; its secret is told in this answer and never again."""
-        request.check_media_type(JSON)
-        body = await request.body(_MAX_BYTES)
-        strict_json.parse(body)
-        try:
-            wanted = NewEndpoint.model_validate_json(body, strict=True, by_alias=True, by_name=False)
-        except ValidationError as error:
-            raise refusal(error) from None
+        wanted = await read_body(request, NewEndpoint, _MAX_BYTES)
         check_url(wanted.url, allow_private=self._allow_private)
         secret = new_secret()
         made = await self._threads.call(self._register, request.principal.id, wanted, secret)
@@ -109,18 +103,10 @@ class CallbackEndpointRoutes:
 
     async def page(self, request: Request) -> Response:
         """One page of the caller's endpoints, oldest first."""
-        question = ["callback-endpoints", str(request.principal.id)]
-        after = None
-        if "cursor" in request.query:
-            after = UUID(self._cursors.read(question, request.query["cursor"], length=1)[0])
-        limit = query.limit(request.query)
-        items = await self._threads.call(self._read_page, request.principal.id, after, limit + 1)
-        next_cursor = None
-        if len(items) > limit:
-            items.pop()
-            next_cursor = self._cursors.write(question, [str(items[-1].id)])
-        documents = [item.document() for item in items]
-        return json_response(200, {"items": documents, "nextCursor": next_cursor}, (NO_STORE,))
+        owner = request.principal.id
+        paging = Paging(request, self._cursors, ["callback-endpoints", str(owner)])
+        found = await self._threads.call(self._read_page, owner, paging.after, paging.limit + 1)
+        return paging.answer(found, CallbackEndpoint.document, lambda one: [str(one.id)])
 
     async def rotate(self, request: Request) -> Response:
         """A new secret, told in this answer and never again; for a day the old one signs beside it."""

@@ -5,29 +5,30 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, Field, JsonValue, field_validator
 
 from api_shim.announcing import JobAnnouncer
 from api_shim.description import words
 from api_shim.routes import outcomes
 from api_shim.routes.jobs import own_job
 from api_shim.routes.outcomes import BASE, NO_STORE
+from api_shim.routes.paging import Paging
 from api_shim.web import query
 from api_shim.web.batcher import Batcher
-from api_shim.web.http import JSON, Request, Response, json_response
+from api_shim.web.body import read_body
+from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
-from models import strict_json
 from models.audit import Actor
 from models.cursor import Cursors
 from models.database import Database
 from models.dead_letters.judging import Prospect
-from models.dead_letters.letters import DeadLetter, DeadLetterQuery, DeadLetters
+from models.dead_letters.letters import DeadLetter, DeadLetterQuery, DeadLetters, LetterGroup
 from models.dead_letters.redriving import Answer as Redriven
 from models.dead_letters.redriving import RedriveOrder, Redriver
 from models.errors import Forbidden, Invalid, Refusal
 from models.job import Job, Operation, Priority
-from models.schema import Schema, UtcTime, refusal
+from models.schema import Schema, UtcTime
 
 MOST_AT_ONCE = 1000
 _MAX_BYTES = 512 * 1024
@@ -67,7 +68,9 @@ class LetterFilter(Schema):
 class RedriveManyRequest(RedriveRequest):
     """Body of POST /dead-letters/redrive: ``ids``, or a ``filter``."""
 
-    ids: list[UUID] | None = Field(None, min_length=1, max_length=MOST_AT_ONCE)
+    ids: list[UUID] | None = Field(
+        None, min_length=1, max_length=MOST_AT_ONCE, examples=[["019a9c5e-7b1e-7d30-8a52-3f1d6b1c2e4f"]]
+    )
     filter: LetterFilter | None = Field(None, description=f"the oldest {MOST_AT_ONCE:,} that it fits")
 
 
@@ -125,7 +128,6 @@ class DeadLetterRoutes:
         """One page of dead letters, or of groups of them."""
         _check_admin(request)
         given = request.query
-        limit = query.limit(given)
         wanted = DeadLetterQuery(
             resource=query.words(given, "resource", 63),
             resource_id=query.identifier(given, "resourceId"),
@@ -136,33 +138,22 @@ class DeadLetterRoutes:
             discarded=query.choice(given, "discarded", ("true", "false")) == "true",
         )
         question = ["dead-letters", *(given.get(one.name) for one in _FILTERS)]
-        place = None
-        if "cursor" in given:
-            place = self._cursors.read(question, given["cursor"], length=2)
-        grouped = query.choice(given, "groupBy", ("error",)) is not None
-        read = self._groups if grouped else self._page
-        items, last = await self._threads.call(read, wanted, place, limit)
-        next_cursor = self._cursors.write(question, last) if last else None
-        return json_response(200, {"items": items, "nextCursor": next_cursor}, (NO_STORE,))
+        paging = Paging(request, self._cursors, question, length=2)
+        if query.choice(given, "groupBy", ("error",)) is not None:
+            groups = await self._threads.call(self._groups, wanted, paging.place, paging.limit + 1)
+            return paging.answer(groups, LetterGroup.document, lambda one: [str(one.count), one.group])
+        letters = await self._threads.call(self._page, wanted, paging.place, paging.limit + 1)
+        return paging.answer(letters, DeadLetter.document, _place)
 
-    def _page(
-        self, wanted: DeadLetterQuery, place: list[str] | None, limit: int
-    ) -> tuple[list[dict[str, Any]], list[str] | None]:
+    def _page(self, wanted: DeadLetterQuery, place: list[str] | None, limit: int) -> list[DeadLetter]:
         before = (datetime.fromisoformat(place[0]), UUID(place[1])) if place else None
         with self._database.snapshot() as connection:
-            found = self._letters.page(connection, wanted, before=before, limit=limit + 1)
-        shown = found[:limit]
-        return [one.document() for one in shown], _place(shown[-1]) if len(found) > limit else None
+            return self._letters.page(connection, wanted, before=before, limit=limit)
 
-    def _groups(
-        self, wanted: DeadLetterQuery, place: list[str] | None, limit: int
-    ) -> tuple[list[dict[str, Any]], list[str] | None]:
+    def _groups(self, wanted: DeadLetterQuery, place: list[str] | None, limit: int) -> list[LetterGroup]:
         after = (int(place[0]), place[1]) if place else None
         with self._database.snapshot() as connection:
-            found = self._letters.groups(connection, wanted, after=after, limit=limit + 1)
-        shown = found[:limit]
-        last = [str(shown[-1].count), shown[-1].group] if len(found) > limit else None
-        return [one.document() for one in shown], last
+            return self._letters.groups(connection, wanted, after=after, limit=limit)
 
     # ---- redriving -----------------------------------------------------------------------
 
@@ -174,7 +165,7 @@ class DeadLetterRoutes:
         try:
             job = await own_job(self._polls, request)
             _check_admin(request)
-            asked = await _read(request, RedriveRequest)
+            asked = await read_body(request, RedriveRequest, _MAX_BYTES)
         except Refusal as refused:
             await self._threads.call(self._redriver.refused, subject, refused, actor)
             raise
@@ -189,7 +180,7 @@ class DeadLetterRoutes:
         actor = _actor(request)
         try:
             _check_admin(request)
-            asked = await _read(request, RedriveManyRequest)
+            asked = await read_body(request, RedriveManyRequest, _MAX_BYTES)
             if (asked.ids is None) == (asked.filter is None):
                 raise Invalid("Give either ids or a filter")
             if asked.ids is not None and len(set(asked.ids)) != len(asked.ids):
@@ -298,21 +289,6 @@ def _check_admin(request: Request) -> None:
 
 def _actor(request: Request) -> Actor:
     return Actor(request.principal.id, request.principal.email, request.id)
-
-
-async def _read(request: Request, schema: type[_Body]) -> _Body:
-    """The body, by its schema.
-
-    Raises:
-        Refusal: It is too large, of another media type, malformed, or does not fit.
-    """
-    request.check_media_type(JSON)
-    body = await request.body(_MAX_BYTES)
-    strict_json.parse(body)
-    try:
-        return schema.model_validate_json(body, strict=True, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise refusal(error) from None
 
 
 def _order(asked: RedriveRequest) -> RedriveOrder:

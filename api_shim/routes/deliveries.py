@@ -4,24 +4,25 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from api_shim.announcing import JobAnnouncer
 from api_shim.description import words
 from api_shim.routes.callback_endpoints import endpoint_id
 from api_shim.routes.outcomes import BASE, NO_STORE
+from api_shim.routes.paging import Paging
 from api_shim.web import query
+from api_shim.web.body import parse_body
 from api_shim.web.http import JSON, Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
-from models import strict_json
 from models.cursor import Cursors
 from models.database import Database
 from models.deliveries.delivery_log import DeliveryLog, LoggedDelivery
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import Detail, Invalid, NotFound
 from models.ids import parse_id
-from models.schema import Schema, UtcTime, refusal
+from models.schema import Schema, UtcTime
 
 _PATH = f"{BASE}/callback-endpoints/{{id}}"
 _STATES = ("pending", "retrying", "delivered", "failed")
@@ -86,22 +87,13 @@ class Deliveries:
 
     async def page(self, request: Request) -> Response:
         """One page of what was sent to an endpoint, newest first."""
-        given, endpoint = request.query, endpoint_id(request)
-        state = query.choice(given, "state", _STATES)
-        question = ["deliveries", str(endpoint), state]
-        before = None
-        if "cursor" in given:
-            before = UUID(self._cursors.read(question, given["cursor"], length=1)[0])
-        limit = query.limit(given)
-        items = await self._threads.call(
-            self._read_page, request.principal.id, endpoint, state, before, limit + 1
+        owner, endpoint = request.principal.id, endpoint_id(request)
+        state = query.choice(request.query, "state", _STATES)
+        paging = Paging(request, self._cursors, ["deliveries", str(endpoint), state])
+        found = await self._threads.call(
+            self._read_page, owner, endpoint, state, paging.after, paging.limit + 1
         )
-        next_cursor = None
-        if len(items) > limit:
-            items.pop()
-            next_cursor = self._cursors.write(question, [str(items[-1].id)])
-        documents = [item.document() for item in items]
-        return json_response(200, {"items": documents, "nextCursor": next_cursor}, (NO_STORE,))
+        return paging.answer(found, LoggedDelivery.document, lambda one: [str(one.id)])
 
     async def resend(self, request: Request) -> Response:
         """Send a callback once more, under its ``webhook-id``."""
@@ -189,11 +181,7 @@ async def _since(request: Request) -> datetime | None:
     if not body:
         return None
     request.check_media_type(JSON)
-    strict_json.parse(body)
-    try:
-        since = Recovery.model_validate_json(body, strict=True, by_alias=True, by_name=False).since
-    except ValidationError as error:
-        raise refusal(error) from None
+    since = parse_body(body, Recovery).since
     if since is not None and since > datetime.now(UTC):
         raise Invalid("There is nothing to recover yet", details=[Detail("since", "is in the future")])
     return since

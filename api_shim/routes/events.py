@@ -101,7 +101,7 @@ class Events:
             answers={
                 200: Answer(
                     "`id:` is the sequence, `data:` the job; comments as heartbeats",
-                    "Text",
+                    "Events",
                     ("Cache-Control",),
                     "text/event-stream",
                 ),

@@ -10,9 +10,10 @@ from api_shim.changes.waiters import Waiters
 from api_shim.description import words
 from api_shim.routes import outcomes
 from api_shim.routes.outcomes import BASE, NO_STORE
+from api_shim.routes.paging import Paging
 from api_shim.web import query, request_headers
 from api_shim.web.batcher import Batcher
-from api_shim.web.http import Request, Response, json_response
+from api_shim.web.http import Request, Response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models.cursor import Cursors
@@ -107,10 +108,7 @@ class Jobs:
             str(principal.id),
             *(given.get(parameter.name) for parameter in _FILTERS),
         ]
-        before = None
-        if "cursor" in given:
-            before = UUID(self._cursors.read(question, given["cursor"], length=1)[0])
-        limit = query.limit(given)
+        paging = Paging(request, self._cursors, question)
         wanted = JobQuery(
             principal_id=None if principal.is_admin else principal.id,
             state=query.choice(given, "state", _STATES),
@@ -118,16 +116,11 @@ class Jobs:
             resource_id=query.identifier(given, "resourceId"),
             created_after=query.moment(given, "createdAfter"),
             created_before=query.moment(given, "createdBefore"),
-            before=before,
-            limit=limit + 1,
+            before=paging.after,
+            limit=paging.limit + 1,
         )
         jobs = await self._threads.call(self._read_page, wanted)
-        next_cursor = None
-        if len(jobs) > limit:
-            jobs.pop()
-            next_cursor = self._cursors.write(question, [str(jobs[-1].id)])
-        items = [job.document() for job in jobs]
-        return json_response(200, {"items": items, "nextCursor": next_cursor}, (NO_STORE,))
+        return paging.answer(jobs, Job.document, lambda job: [str(job.id)])
 
     # ---- in a thread ---------------------------------------------------------------------
 

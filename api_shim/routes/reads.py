@@ -1,7 +1,7 @@
 """GET one and GET a list of every resource. The rules of visibility are the service's."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -18,6 +18,7 @@ from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Parameter, Route
 from api_shim.web.threads import Threads
+from models.cache.views import Page, View, Views, Wanted
 from models.cursor import Cursors
 from models.database import Database
 from models.errors import Conflict, NotFound
@@ -26,10 +27,6 @@ from models.job import to_json
 from models.ledger import Ledger
 from models.registry import Registry, Resource
 from models.repository import PageQuery
-from models.service import Row
-
-Instance = tuple[str, UUID]
-"""Resource name and id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +46,11 @@ class Reads:
 
     Args:
         registry: The resources served.
-        database: For lists.
         ledger: Knows which instances are still to come.
+        database: Where the lanes are asked about.
+        views: Reads lists.
         loads: Reads one instance together with everybody else's (:func:`load_batcher`).
-        threads: Where lists are read.
+        threads: Where lists and lanes are read.
         waiters: Tell when something changed.
         cursors: Sign the places in a list.
     """
@@ -62,7 +60,8 @@ class Reads:
         registry: Registry,
         database: Database,
         ledger: Ledger,
-        loads: Batcher[Instance, Row | None],
+        views: Views,
+        loads: Batcher[Wanted, View | None],
         threads: Threads,
         waiters: Waiters,
         cursors: Cursors,
@@ -70,6 +69,7 @@ class Reads:
         self._registry = registry
         self._database = database
         self._ledger = ledger
+        self._views = views
         self._loads = loads
         self._threads = threads
         self._waiters = waiters
@@ -84,46 +84,50 @@ class Reads:
         place = Place(resource, instance_id(request, resource), parent_id(request, resource))
         minimum = query.whole_number(request.query, "minVersion", 1, 2**53)
         if minimum is None:
-            row = await self._visible(place, principal)
+            view = await self._visible(place, principal)
         else:
             wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
-            row = await self._at_least(place, principal, minimum, wait or 0)
-        if row is None:
+            view = await self._at_least(place, principal, minimum, wait or 0)
+        if view is None:
             raise NotFound(f"There is no {resource.type.singular} {place.id}")
         if not resource.type.has_version:
-            return json_response(200, resource.service.seen(row), (_PRIVATE,))
-        tag = (b"etag", b'"%d"' % row["version"])
-        if request_headers.matches_any(request.listed_header(b"if-none-match"), row["version"]):
+            return json_response(200, view.document, (_PRIVATE,))
+        tag = (b"etag", b'"%d"' % view.version)
+        if request_headers.matches_any(request.listed_header(b"if-none-match"), view.version):
             return Response(304, b"", (tag, _PRIVATE))
-        return json_response(200, resource.service.seen(row), (tag, _PRIVATE))
+        return json_response(200, view.document, (tag, _PRIVATE))
 
-    async def _visible(self, place: Place, principal: Principal) -> Row | None:
-        row = await self._loads.call((place.resource.type.name, place.id))
-        if row is None or not place.resource.service.belongs(row, place.parent_id):
+    async def _visible(self, place: Place, principal: Principal, *, is_fresh: bool = False) -> View | None:
+        view = await self._loads.call(Wanted(place.resource.type.name, place.id, is_fresh))
+        if view is None or view.parent_id != place.parent_id:
             return None
+        owner = {"owner_id": view.owner_id}
         if place.resource.parent is not None:  # the parent's owner is the part's
-            place.resource.parent.service.authorize(principal, Action.READ, row)
-        place.resource.service.authorize(principal, Action.READ, row)
-        return row
+            place.resource.parent.service.authorize(principal, Action.READ, owner)
+        place.resource.service.authorize(principal, Action.READ, owner)
+        return view
 
-    async def _at_least(self, place: Place, principal: Principal, minimum: int, wait: int) -> Row | None:
+    async def _at_least(self, place: Place, principal: Principal, minimum: int, wait: int) -> View | None:
         """The instance at ``minimum`` or later, waited for as long as the caller likes.
 
         Raises:
             Conflict: It has not come so far yet.
         """
         deadline = time.monotonic() + wait
+        kept = await self._visible(place, principal)
+        if kept is not None and kept.version >= minimum:
+            return kept
         while True:
             # The lane first, the instance second: what is applied in between is then seen.
             is_to_come = await self._threads.call(self._is_to_come, place, principal)
-            row = await self._visible(place, principal)
-            if row is not None and row["version"] >= minimum:
-                return row
-            if row is None and not is_to_come:
+            view = await self._visible(place, principal, is_fresh=True)
+            if view is not None and view.version >= minimum:
+                return view
+            if view is None and not is_to_come:
                 return None
             left = deadline - time.monotonic()
             if left <= 0 or self._waiters.is_closed:
-                present = "not applied yet" if row is None else f"at version {row['version']}"
+                present = "not applied yet" if view is None else f"at version {view.version}"
                 raise Conflict(f"The {place.resource.type.singular} is {present}", retry_after=1)
             await self._waiters.next_change(left)
 
@@ -142,28 +146,21 @@ class Reads:
         """One page: what the caller may see, by a keyset that holds while others write."""
         principal = request.principal
         resource.service.check_role(principal, Action.READ)
-        page = self._page_query(resource, request, principal)
-        if resource.parent is not None and page.parent_id is not None:
-            parent = await self._visible(Place(resource.parent, page.parent_id, None), principal)
+        asked = self._page_query(resource, request, principal)
+        if resource.parent is not None and asked.parent_id is not None:
+            parent = await self._visible(Place(resource.parent, asked.parent_id, None), principal)
             if parent is None:
-                raise NotFound(f"There is no {resource.parent.type.singular} {page.parent_id}")
-        rows = await self._threads.call(self._read_page, resource, page)
+                raise NotFound(f"There is no {resource.parent.type.singular} {asked.parent_id}")
+        page: Page = await self._threads.call(self._views.page, resource, asked)
         next_cursor = None
-        if len(rows) > page.limit - 1:
-            rows.pop()
-            position = (_text(rows[-1][page.sort]), str(rows[-1]["id"]))
-            next_cursor = self._cursors.write(_question(resource, request, principal), position)
-        seen = b",".join(resource.service.seen(row) for row in rows)
+        if page.last is not None:
+            next_cursor = self._cursors.write(_question(resource, request, principal), page.last)
         return json_response(
-            200, b'{"items":[%b],"nextCursor":%b}' % (seen, to_json(next_cursor)), (_PRIVATE,)
+            200, b'{"items":[%b],"nextCursor":%b}' % (page.items, to_json(next_cursor)), (_PRIVATE,)
         )
 
-    def _read_page(self, resource: Resource, page: PageQuery) -> list[Row]:
-        with self._database.snapshot() as connection:
-            return resource.repository.page(connection, page)
-
     def _page_query(self, resource: Resource, request: Request, principal: Principal) -> PageQuery:
-        """What the query asks for, one item more than the page so that a next one is known of."""
+        """What the query asks for."""
         given = request.query
         sort = query.choice(given, "sort", _sorts(resource)) or "createdAt"
         column = resource.type.sorts.get(sort.removeprefix("-"), "created_at")
@@ -174,7 +171,7 @@ class Reads:
             )
             after = (_value(resource, column, value), UUID(identifier))
         return PageQuery(
-            limit=query.limit(given) + 1,
+            limit=query.limit(given),
             sort=column,
             descending=sort.startswith("-"),
             after=after,
@@ -238,19 +235,9 @@ _PRIVATE = (b"cache-control", b"private, no-cache")
 """May be kept by the caller alone, and asked about before it is used."""
 
 
-def load_batcher(database: Database, registry: Registry) -> Batcher[Instance, Row | None]:
-    """Reads of single instances that wait at the same moment share one query for each resource."""
-
-    def load(batch: Sequence[Instance]) -> Sequence[Row | None]:
-        found: dict[Instance, Row] = {}
-        with database.snapshot() as connection:
-            for name in {resource for resource, _ in batch}:
-                ids = list({identifier for resource, identifier in batch if resource == name})
-                rows = registry[name].repository.load_many(connection, ids)
-                found |= {(name, identifier): row for identifier, row in rows.items()}
-        return [found.get(instance) for instance in batch]
-
-    return Batcher("loads", load)
+def load_batcher(views: Views) -> Batcher[Wanted, View | None]:
+    """Reads of single instances that wait at the same moment share one look at the cache and one query."""
+    return Batcher("loads", views.load)
 
 
 def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
@@ -293,7 +280,3 @@ def _question(resource: Resource, request: Request, principal: Principal) -> lis
     parent = request.parameters.get("id")
     place = resource.type.name if parent is None else f"{resource.type.name} of {parent.lower()}"
     return [place, str(principal.id), given.get("sort"), given.get("status"), given.get("q")]
-
-
-def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

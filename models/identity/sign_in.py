@@ -118,10 +118,6 @@ class SignIn:
         if family_id is not None:
             self._cache.drop(family_id)
 
-    def close(self) -> None:
-        """Let go of what was opened here."""
-        self._cache.close()
-
     def _is_proved(self, connection: Connection, user: User, otp: str | None) -> bool:
         if not self._second_factors.is_on(connection, user.principal.id):
             return True

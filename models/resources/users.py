@@ -102,4 +102,5 @@ RESOURCE = ResourceType(
     permissions=ADMINS_ONLY,
     searchable=("email",),
     sortable=("created_at", "email"),
+    is_cached=False,  # log-ins and commands write here too; and who is who stays out of Redis
 )

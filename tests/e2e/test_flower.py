@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 import urllib3
 
+from models.identity.login_guard import FREE_FAILURES
 from tasks.names import ALL_QUEUES, DEAD_INTAKE, DEAD_MESSAGES, EXPIRED_INTAKE, INTAKE
 from tests.e2e.conftest import ADMIN, Platform
 from tests.kit.waiting import wait_until
@@ -49,8 +50,24 @@ def _as_admin(platform: Platform, path: str) -> urllib3.BaseHTTPResponse:
 
 @pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/broker", "/api/workers", "/metrics"])
 def test_nobody_enters_without_the_admins_password(platform: Platform, path: str) -> None:
-    for credentials in (None, f"{ADMIN}:wrong", f"{ADMIN}:", f"nobody@waybill.local:{platform.password}"):
+    nobody = f"nobody{path.replace('/', '-')}@waybill.local"
+    for credentials in (None, f"{nobody}:{platform.password}"):
         assert _get(platform, path, credentials).status == 401, credentials
+
+
+@pytest.mark.parametrize("password", ["", "wrong"])
+def test_wrong_password_does_not_open(platform: Platform, password: str) -> None:
+    assert _get(platform, "/workers", f"{ADMIN}:{password}").status == 401
+    _as_admin(platform, "/workers?json=1")
+
+
+def test_who_guesses_waits(platform: Platform) -> None:
+    credentials = (f"somebody@waybill.local:guess-{count}" for count in range(FREE_FAILURES + 6))
+    guesses = [_get(platform, "/", one) for one in credentials]
+    assert [guess.status for guess in guesses[: FREE_FAILURES + 1]] == [401] * (FREE_FAILURES + 1)
+    waits = [int(guess.headers["Retry-After"]) for guess in guesses if guess.status == 429]
+    assert waits
+    assert min(waits) >= 1
 
 
 def test_workers_are_listed_as_online(platform: Platform, mode: str) -> None:

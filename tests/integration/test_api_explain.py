@@ -66,7 +66,9 @@ def faulty(api: Api, monkeypatch: pytest.MonkeyPatch) -> Applier:
     monkeypatch.setattr("random.random", lambda: 1.0)
     policy = RetryPolicy(base=timedelta(hours=1), cap=timedelta(hours=1))
     container = api.container
-    return Applier(container.database, container.ledger, container.registry, container.users, policy)
+    return Applier(
+        container.database, container.ledger, container.registry, container.users, container.views, policy
+    )
 
 
 def test_job_that_waits_for_a_worker(api: Api) -> None:

@@ -6,18 +6,23 @@ from typing import Any
 
 import pytest
 
+from deploy.postgres_server import PostgresServer
 from models.identity.principals import Role
 from models.ids import new_id
 from tests.kit.api import Api, now, running_api
+from tests.kit.servers import fresh_database
 
 ENTITIES = "/api/v1/entities"
 
 
-@pytest.fixture(scope="module")
-def api(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+@pytest.fixture(scope="module", params=["without a cache", "with a cache"])
+def api(
+    request: pytest.FixtureRequest, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Api]:
+    url = request.getfixturevalue("redis_server").url if request.param == "with a cache" else ""
     data_dir: Path = tmp_path_factory.mktemp("data")
-    with running_api(database_url, data_dir) as running:
-        yield running
+    with fresh_database(postgres) as database_url, running_api(database_url, data_dir, redis_url=url) as api:
+        yield api
 
 
 def _names(api: Api, query: str, role: Role = Role.USER) -> list[str]:

@@ -442,6 +442,28 @@ def test_job_that_kills_its_worker_ends_dead_and_the_innocent_pass_at_the_first_
     assert "died" in platform.job(culprit).error["message"]  # type: ignore[index]
 
 
+def test_attempt_that_another_worker_records_meanwhile_is_counted(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Announced twice, it is at two workers; both together get it tried no more often than one."""
+    (job,) = platform.accept(platform.create())
+    applier = killing(platform, monkeypatch, job)
+    look = applier._head_of_lane
+    others = iter(range(applier_module.MAX_CRASHES))
+
+    def look_and_be_overtaken(job_id: UUID) -> Any:
+        head = look(job_id)
+        if next(others, None) is not None:
+            with platform.database.transaction() as connection:
+                platform.ledger.record_crash_attempt(connection, job_id, "another:1")
+        return head
+
+    monkeypatch.setattr(applier, "_head_of_lane", look_and_be_overtaken)
+    applier.apply([job], are_suspect=True)
+    assert platform.job(job).state == "dead"
+    assert len((platform.job(job).error or {})["evidence"]) == applier_module.MAX_CRASHES
+
+
 def test_job_announced_again_and_again_is_tried_alone(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:

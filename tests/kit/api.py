@@ -172,7 +172,12 @@ def running_api(
     wait_until(lambda: server.started or not thread.is_alive(), what="the API has started")
     users = {role: _user(container, role) for role in Role}
     applier = Applier(
-        container.database, container.ledger, container.registry, container.users, container.retry_policy
+        container.database,
+        container.ledger,
+        container.registry,
+        container.users,
+        container.views,
+        container.retry_policy,
     )
 
     def begin_to_stop() -> None:

@@ -117,6 +117,7 @@ class Platform:
             container.ledger,
             container.registry,
             container.users,
+            container.views,
             retry_policy,
             sleep=lambda _: None,
         )
