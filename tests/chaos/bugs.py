@@ -120,8 +120,8 @@ def read_stale() -> None:
     """A read may be two seconds old."""
     load_batcher = reads.load_batcher
 
-    def cached(database: Any, registry: Any) -> Any:
-        batcher = load_batcher(database, registry)
+    def cached(*arguments: Any) -> Any:
+        batcher = load_batcher(*arguments)
         call, kept = batcher.call, dict[Any, tuple[float, Any]]()
 
         async def from_cache(place: Any) -> Any:

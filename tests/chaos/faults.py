@@ -50,9 +50,10 @@ LINKS = (
     "client-api",
     *(f"{kind}-{server}" for kind in KINDS for server in ("postgres", "rabbitmq")),
     "api-redis",
+    "worker-redis",
     "worker-receiver",
 )
-"""Workers and consumers do not use Redis."""
+"""Consumers do not use Redis."""
 
 MODES = tuple(mode for mode in Mode if mode is not Mode.PASS)
 

@@ -363,6 +363,22 @@ def test_what_overlaps_may_take_effect_in_any_order() -> None:
     assert [one for one in check(evidence) if one.rule == "order"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "healed", "is_excused"),
+    [("stop redis", 0.9, True), ("delay api-redis", 0.9, False), ("reset worker-redis", -4.2, False)],
+)
+def test_old_reads_are_excused_only_while_workers_do_not_reach_redis(
+    name: str, healed: float, is_excused: bool
+) -> None:
+    evidence = with_lines(
+        {"at": -4.5, "event": "fault", "name": name},
+        {"at": healed, "event": "healed", "name": name},
+        read(1.0, version=2, nonces=["n-1"]),
+    )
+
+    assert any(one.rule == "staleness" for one in check(evidence)) is not is_excused
+
+
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_breach_is_found_by_its_rule(bug: str) -> None:
     evidence, rule, words = PLANTED[bug]

@@ -79,8 +79,8 @@ class Worker:
             (self.expire, 2),
             (self.cancel, 4),
             (self.look, 12),
-            (self.read, 10),
-            (self.list_entities, 2),
+            (self.read, 16),
+            (self.list_entities, 3),
             (self.list_jobs, 1),
             (self.peep, 2),
         ]
@@ -235,6 +235,8 @@ class Worker:
             self._history.add("ok", op=op, state="succeeded", version=version)
             if version:
                 self._garden.note_version(plot.entity, version)
+            if kind != "delete" and chance.random() < 0.5:
+                self._read_one(plot)  # what it has just been told
 
     def _send_again(
         self, op: int, method: str, path: str, body: Any, headers: Mapping[str, str], job: str
@@ -278,8 +280,10 @@ class Worker:
     def read(self) -> None:
         """Read an entity."""
         plot = self._picked()
-        if plot is None:
-            return
+        if plot is not None:
+            self._read_one(plot)
+
+    def _read_one(self, plot: Plot) -> None:
         since = self._history.now()
         reply = self._call("GET", f"entities/{plot.entity}")
         if reply.status == 200:
