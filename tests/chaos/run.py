@@ -24,7 +24,7 @@ from tests.kit.receiver import Behaviour, Exchange, WebhookReceiver, answer
 from tests.kit.upstream import ManagementApi
 
 WARM_UP_SECONDS = 4.0
-_HASTEN_EVERY_SECONDS = 15.0
+_HASTEN_EVERY_SECONDS = 8.0
 _CLIENTS_EACH = 4
 _USERS = ("ada", "bob")
 
