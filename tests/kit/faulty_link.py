@@ -63,6 +63,7 @@ class _Line:
         self.client = client
         self.server = server
         self.is_damaged = False
+        self.is_over = False
         self.replied = 0
 
     def close(self, *, is_reset: bool = False) -> None:
@@ -181,6 +182,8 @@ class FaultyLink:
             while data := source.recv(_PIECE):
                 self._carry(line, sink, data, is_reply=is_reply)
             self._await_passage(line)
+            if line.is_over:  # it was woken by our own hand, which closes in its own way
+                return
             with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
             if is_reply:  # whoever the server has left has nothing more to say to it
@@ -240,5 +243,6 @@ class FaultyLink:
     def _end(self, line: _Line, *, is_reset: bool = False) -> None:
         with self._changed:
             self._lines.discard(line)
+            line.is_over = True
             self._changed.notify_all()
         line.close(is_reset=is_reset)
