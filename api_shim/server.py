@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from uvicorn import Config
@@ -107,15 +108,16 @@ def build(
         EdgeCollector(database, lambda: container.standings.active),
     )
     metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
-    jobs = Jobs(database, ledger, polls, threads, waiters, cursors, announcer, registry)
+    own = partial(own_job, polls, timedelta(days=container.settings.retention_days))
+    jobs = Jobs(database, ledger, own, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
         *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
         *Reads(registry, database, ledger, container.views, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
-        *Events(partial(own_job, polls), hub.watches, hub.audience, authentication).routes(),
-        *Explain(database, polls, threads, scrapes, look).routes(),
-        *DeadLetterRoutes(database, polls, container.redriver, threads, cursors, announcer).routes(),
+        *Events(own, hub.watches, hub.audience, authentication).routes(),
+        *Explain(database, own, threads, scrapes, look).routes(),
+        *DeadLetterRoutes(database, own, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
             database,
             container.endpoints,

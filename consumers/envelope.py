@@ -21,6 +21,7 @@ _ROUTING_KEY = re.compile(r"([a-z][a-z0-9_-]{0,62})\.([a-z]+)")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
+ANY_QUEUE = re.compile(r".*", re.DOTALL)
 _OUR_QUEUES = re.compile(r"waybill\.|celeryev\.|.*\.pidbox$", re.IGNORECASE | re.DOTALL)
 
 
@@ -32,6 +33,7 @@ class Arrival:
         properties: AMQP properties by their names in the standard, with ``_``.
         headers: The application headers among them.
         has_expired: It outlived its ``expiration`` before it could be taken.
+        reply_queues: Names of queues that may be answered to (``WAYBILL_AMQP_REPLY_QUEUES``); ours never.
     """
 
     routing_key: str
@@ -41,6 +43,7 @@ class Arrival:
     arrived_at: datetime
     delivery_tag: int = 0
     has_expired: bool = False
+    reply_queues: re.Pattern[str] = ANY_QUEUE
 
     @property
     def request_id(self) -> str | None:
@@ -53,7 +56,11 @@ class Arrival:
     def reply_to(self) -> str | None:
         """The queue to answer to; None where there is none, or where it is not for us to publish to."""
         reply_to = _text(self.properties.get("reply_to"))
-        return reply_to if reply_to and not is_our_queue(reply_to) else None
+        return reply_to if reply_to and self.may_answer_to(reply_to) else None
+
+    def may_answer_to(self, queue: str) -> bool:
+        """Whether ``queue`` may be answered to: the sender chose it, and we publish there, not he."""
+        return not is_our_queue(queue) and self.reply_queues.fullmatch(queue) is not None
 
     @property
     def correlation_id(self) -> str | None:
@@ -143,7 +150,7 @@ def read(arrival: Arrival) -> Envelope:
         run_at=_time(headers.get("run-at")),
         expires_at=_later(arrival.arrived_at, lifetime_ms),
         lifetime_ms=lifetime_ms,
-        reply_to=_reply_to(properties.get("reply_to")),
+        reply_to=_reply_to(arrival),
         correlation_id=_correlation_id(properties),
         traceparent=_traceparent(headers.get("traceparent")),
     )
@@ -251,7 +258,8 @@ def _time(value: object) -> datetime | None:
     raise _invalid("run-at", "must be a time as RFC 3339 has it")
 
 
-def _reply_to(value: object) -> str | None:
+def _reply_to(arrival: Arrival) -> str | None:
+    value = arrival.properties.get("reply_to")
     if value is None or value == "":
         return None
     text = _text(value)
@@ -259,6 +267,8 @@ def _reply_to(value: object) -> str | None:
         raise _invalid("reply_to", "must be the name of a queue")
     if is_our_queue(text):
         raise _invalid("reply_to", "names a queue of the platform")
+    if not arrival.may_answer_to(text):
+        raise _invalid("reply_to", "names a queue that is not answered to here")
     return text
 
 

@@ -1,5 +1,6 @@
 """The link: one consuming connection to the broker, from which messages are taken in order, undecoded."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 from amqp.basic_message import Message
 from kombu import Connection
 
-from consumers.envelope import Arrival
+from consumers.envelope import ANY_QUEUE, Arrival
 from consumers.frames import tolerant_frame_handler
 from consumers.publisher import GLANCE_SECONDS, Wire, end, keep_alive
 from tasks.names import EXPIRED_INTAKE, INTAKE
@@ -57,6 +58,7 @@ class Link:
         connection: Open; closed with the link.
         prefetch: Messages that the broker hands over before any is acknowledged.
         queues: What it consumes.
+        reply_queues: Names of the queues that senders may have answered to.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class Link:
         *,
         prefetch: int,
         queues: Sequence[str] = (INTAKE, EXPIRED_INTAKE),
+        reply_queues: re.Pattern[str] = ANY_QUEUE,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._connection = connection
         self._prefetch = prefetch
         self._queues = queues
+        self._reply_queues = reply_queues
         self._clock = clock
         self._wire: Wire = None
         self._channel: Any = None
@@ -142,6 +146,7 @@ class Link:
             arrived_at=self._clock(),
             delivery_tag=delivery["delivery_tag"],
             has_expired=delivery["consumer_tag"] == self._tags.get(EXPIRED_INTAKE),
+            reply_queues=self._reply_queues,
         )
         self._arrived.append(arrival)
         self._bytes_in_hand += len(body)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from consumers.callers import Callers
 from consumers.dead_messages import BATCH as COLLECTED_AT_ONCE
 from consumers.dead_messages import DeadMessageCollector
 from consumers.desk import Desk
+from consumers.envelope import ANY_QUEUE
 from consumers.intake import PREFETCH, IntakeLoop
 from consumers.link import Link, connect
 from consumers.publisher import Publisher, end
@@ -67,12 +69,15 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
     )
     desk = Desk(callers, container.registry, container.key("idempotency"))
     announcer = Announcer(make_app(settings))
+    reply_queues = re.compile(settings.amqp_reply_queues, re.DOTALL)
     loop = IntakeLoop(
         desk=desk,
         intake=container.intake,
         capacity=container.capacity,
         announcer=announcer,
-        open_link=lambda: _open_link(settings.broker_url, "", PREFETCH, (INTAKE, EXPIRED_INTAKE)),
+        open_link=lambda: _open_link(
+            settings.broker_url, "", PREFETCH, (INTAKE, EXPIRED_INTAKE), reply_queues=reply_queues
+        ),
         publisher=Publisher(lambda: _open_for_publishing(settings.broker_url)),
         stopping=stopping,
         log=_log,
@@ -94,8 +99,19 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
         container.close()
 
 
-def _open_link(url: str, purpose: str, prefetch: int, queues: Sequence[str]) -> Link:
-    link = Link(connect(url, f"waybill-consumer{purpose}-{os.getpid()}"), prefetch=prefetch, queues=queues)
+def _open_link(
+    url: str,
+    purpose: str,
+    prefetch: int,
+    queues: Sequence[str],
+    reply_queues: re.Pattern[str] = ANY_QUEUE,
+) -> Link:
+    link = Link(
+        connect(url, f"waybill-consumer{purpose}-{os.getpid()}"),
+        prefetch=prefetch,
+        queues=queues,
+        reply_queues=reply_queues,
+    )
     try:
         link.open()
     except Exception:

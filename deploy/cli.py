@@ -19,7 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "user": ("deploy.user_command:user", "Add, change and list users."),
     "token": ("deploy.token_command:token", "Print an access token for a user."),
     "submit": ("deploy.submit_command:submit", "Submit a job."),
-    "jobs": ("deploy.jobs_command:jobs", "List jobs, show one or cancel it."),
+    "jobs": ("deploy.jobs_command:jobs", "List jobs, show one, cancel it, prune old ones."),
     "dead-letters": (
         "deploy.dead_letters_command:dead_letters",
         "List, show, group, redrive and discard dead jobs.",

@@ -13,12 +13,15 @@ import urllib3
 from amqp.exceptions import AMQPError
 from kombu import Connection
 
+from deploy.broker.inspection import APPLY, has_accounts, inspect, vhost_of
+from deploy.broker.management import Management
+from deploy.broker.policy import SHIPPED, load_policy
 from deploy.data_directory import DataDirectory
 from deploy.greeting import masked
 from deploy.readiness import ask_ready, http_url
 from deploy.supervisor import KINDS
 from models.container import Container
-from models.errors import ConfigurationError, Transient
+from models.errors import BrokerUnavailable, ConfigurationError, Transient
 from models.migrate import is_current
 from models.settings import Settings
 from tasks.app import make_app
@@ -56,6 +59,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _broker(settings)
     yield _queues(settings)
     yield _broker_api(settings)
+    yield from broker_users(settings)
     yield _cache(settings)
     yield _api(settings)
     yield _flower(settings)
@@ -159,6 +163,39 @@ def _broker_api(settings: Settings) -> Finding:
     if not settings.broker_api_url:
         return Finding("broker-api", True, "not used (Flower shows no queue lengths without it)")
     return _http("broker-api", settings.broker_api_url, "overview", "check WAYBILL_BROKER_API_URL")
+
+
+def broker_users(settings: Settings, policy_file: Path = SHIPPED, *, must: bool = False) -> Iterator[Finding]:
+    """Whether each broker user may do what its role needs and no more; and how full queues may get.
+
+    Args:
+        settings: Name the management API; without it nothing can be said.
+        policy_file: What should be.
+        must: The users are to be apart: that they are not, or cannot be looked at, is wrong.
+    """
+    part = "broker-users"
+    if not (settings.has_broker and settings.broker_api_url):
+        if must:
+            yield Finding(part, False, "not seen", "set WAYBILL_BROKER_URL and WAYBILL_BROKER_API_URL")
+        return
+    management = Management(settings.broker_api_url)
+    try:
+        policy = load_policy(policy_file, settings.amqp_principals)
+        if not (must or has_accounts(management, policy)):
+            yield Finding(part, True, f"one for everything (apart, in production: {APPLY})")
+            return
+        deviations = inspect(management, policy, vhost_of(settings.broker_url))
+    except BrokerUnavailable as error:
+        yield Finding(part, False, _one_line(error), "check WAYBILL_BROKER_API_URL")
+        return
+    except ConfigurationError as error:
+        yield Finding(part, not must, f"not seen: {_one_line(error)}", "as it says")
+        return
+    for one in deviations:
+        yield Finding(part, False, f"{one.subject}: {one.detail}", one.remedy)
+    if not deviations:
+        users = ", ".join(f"{one.user} ({one.role})" for one in policy.accounts)
+        yield Finding(part, True, f"least permissions: {users}; limits: {len(policy.limits)}")
 
 
 def _cache(settings: Settings) -> Finding:

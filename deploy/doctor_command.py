@@ -1,10 +1,17 @@
 """``waybill doctor``: prints what ``doctor.py`` finds; rotates keys."""
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 import click
+from pydantic import SecretStr
 
-from deploy.doctor import examine
+from deploy.broker.application import apply, declare_queues, missing_users
+from deploy.broker.inspection import vhost_of
+from deploy.broker.management import Management
+from deploy.broker.policy import SHIPPED, load_policy
+from deploy.doctor import Finding, broker_users, examine
 from models.container import Container
 from models.errors import ConfigurationError
 from models.identity.keys import rotate_jwk_set
@@ -19,21 +26,64 @@ from models.settings import Settings, load_settings
     is_flag=True,
     help="Make a new signing key; seal secrets under the first of WAYBILL_SEALING_KEYS. Examines nothing.",
 )
-def doctor(*, is_rotating: bool) -> None:
+@click.option(
+    "--broker-permissions",
+    "broker_users_mode",
+    type=click.Choice(["check", "apply"]),
+    help="Check, or make, least permissions of the broker users and limits of the queues, over the "
+    "management API (WAYBILL_BROKER_API_URL, as an administrator). Examines nothing else.",
+)
+@click.option(
+    "--broker-policy",
+    type=click.Path(path_type=Path),
+    default=SHIPPED,
+    help="Roles, users and limits, where those that ship do not do.",
+)
+def doctor(*, is_rotating: bool, broker_users_mode: str | None, broker_policy: Path) -> None:
     """Name every URL, port, pid and log file, check each, and say how to mend what is wrong.
 
     Exit status 1 if something is wrong.
     """
+    settings = load_settings()
     if is_rotating:
-        sys.exit(0 if _rotate(load_settings()) else 1)
+        sys.exit(0 if _rotate(settings) else 1)
+    if broker_users_mode is None:
+        findings = examine(settings)
+    else:
+        if broker_users_mode == "apply":
+            _apply_broker_policy(settings, broker_policy)
+        findings = broker_users(settings, broker_policy, must=True)
+    sys.exit(0 if _tell(findings) else 1)
+
+
+def _tell(findings: Iterable[Finding]) -> bool:
+    """Print them; whether all is well."""
     is_all_well = True
-    for finding in examine(load_settings()):
+    for finding in findings:
         mark = "ok  " if finding.is_well else "WRONG"
-        click.echo(f"{mark:<6}{finding.part:<11}{finding.detail}")
+        click.echo(f"{mark:<6}{finding.part:<13}{finding.detail}")
         if not finding.is_well:
             is_all_well = False
-            click.echo(f"{'':<17}→ {finding.remedy}")
-    sys.exit(0 if is_all_well else 1)
+            click.echo(f"{'':<19}→ {finding.remedy}")
+    return is_all_well
+
+
+def _apply_broker_policy(settings: Settings, path: Path) -> None:
+    """Apply it, asking for the passwords of users to be made where there is somebody to ask."""
+    if not (settings.has_broker and settings.broker_api_url):
+        raise ConfigurationError("set WAYBILL_BROKER_URL and WAYBILL_BROKER_API_URL")
+    policy = load_policy(path, settings.amqp_principals)
+    management = Management(settings.broker_api_url)
+    passwords = dict(settings.broker_passwords)
+    if sys.stdin.isatty():
+        for user in missing_users(management, policy):
+            if user not in passwords:
+                entered = click.prompt(f"Password of {user}", hide_input=True, confirmation_prompt=True)
+                passwords[user] = SecretStr(entered)
+    for line in apply(management, policy, vhost_of(settings.broker_url), passwords):
+        click.echo(f"applied    {line}")
+    declare_queues(settings.broker_url, management)
+    click.echo("applied    exchanges and queues")
 
 
 def _rotate(settings: Settings) -> bool:

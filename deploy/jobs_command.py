@@ -1,17 +1,20 @@
-"""``waybill jobs``: list jobs, show one or cancel it; straight from the ledger, API or not."""
+"""``waybill jobs``: list jobs, show one, cancel it, prune old ones; straight from the ledger, API or not."""
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import click
 
 from models.container import Container
-from models.errors import NotFound
 from models.job import Job, JobState, to_json
 from models.job_query import JobQuery
+from models.retention import absence
 from models.settings import load_settings
 
 
@@ -23,7 +26,7 @@ from models.settings import load_settings
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.pass_context
 def jobs(context: click.Context, *, state: str | None, resource: str | None, limit: int) -> None:
-    """List jobs, newest first; or show or cancel one."""
+    """List jobs, newest first; or show or cancel one, or prune those past their retention."""
     if context.invoked_subcommand is not None:
         return
     with opened_container() as container, container.database.snapshot() as connection:
@@ -38,8 +41,9 @@ def show(job_id: UUID) -> None:
     """Show one job as the API would."""
     with opened_container() as container, container.database.snapshot() as connection:
         job = container.ledger.find(connection, [job_id]).get(job_id)
+        retention = timedelta(days=container.settings.retention_days)
     if job is None:
-        raise NotFound(f"there is no job {job_id}")
+        raise absence(job_id, retention, datetime.now(UTC))
     show_document(job.document())
 
 
@@ -50,6 +54,26 @@ def cancel(job_id: UUID) -> None:
     with opened_container() as container, container.database.transaction() as connection:
         container.ledger.cancel(connection, job_id)
     click.echo(f"cancelled {job_id}")
+
+
+@jobs.command()
+@click.option("--dry-run", is_flag=True, help="Only count what is past its retention.")
+def prune(*, dry_run: bool) -> None:
+    """Delete what is past its retention now, as the workers do by and by.
+
+    Small transactions, with as long a pause after each; may be ended at any time.
+    """
+    rows: Counter[str] = Counter()
+    with opened_container() as container:
+        if dry_run:
+            with container.database.transaction() as connection:
+                rows.update(container.retention.overdue(connection))
+        else:
+            for batch in container.retention.batches(waits=True):
+                rows.update(batch.rows)
+                time.sleep(batch.seconds)
+    for table, count in sorted(rows.items()):
+        click.echo(f"{table:<18} {count:>12,}")
 
 
 def show_document(document: Mapping[str, Any]) -> None:

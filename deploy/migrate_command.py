@@ -19,15 +19,16 @@ from models.settings import load_settings
 def migrate(context: click.Context, *, create_tables: bool, with_admin: bool) -> None:
     """Bring the database to the newest schema. Safe to run again, and from several places at once.
 
-    Migrations of your own resources are found in the folders named by WAYBILL_MIGRATIONS. Without
+    Migrations of your own resources are found in the folders named by WAYBILL_MIGRATIONS. Search indexes
+    that are missing are built wherever PostgreSQL has the extension pg_trgm. Without
     --create-tables a registered resource whose table no migration makes is an error (exit status 1).
     """
     if context.invoked_subcommand is not None:
         return
     settings = load_settings()
     container = Container(settings, role="migrate")
-    _ = container.registry
-    missing = bring_up(container.database.engine, settings.migrations, create_tables=create_tables)
+    resources = [one.type for one in container.registry if settings.search_indexes]
+    missing = bring_up(container.database.engine, settings.migrations, resources, create_tables=create_tables)
     container.close()
     if missing:
         click.echo(

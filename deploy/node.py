@@ -11,7 +11,7 @@ from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.app import make_app
 from tasks.presence import Presence, QueueState
-from tasks.worker import ThreadedWorker, make_sweeper, quieten
+from tasks.worker import ThreadedWorker, make_pruner, make_sweeper, quieten
 
 GRACE_SECONDS = 3
 """For tasks under way; whatever is cut off was one transaction, and is announced again."""
@@ -23,7 +23,7 @@ def run(settings: Settings) -> int:
     quieten()
     app = make_app(settings)
     announcer, presence = Announcer(app), Presence(app)
-    sweeper = make_sweeper(settings, app)
+    sweeper, pruner = make_sweeper(settings, app), make_pruner(settings)
     worker = ThreadedWorker(
         app,
         concurrency=settings.worker_concurrency,
@@ -41,10 +41,12 @@ def run(settings: Settings) -> int:
 
     worker.start()
     sweeper.start()
+    pruner.start()
     try:
         return serve(settings, announcer, [ReadinessCheck("worker", what_is_missing)], look=look)
     finally:
         flower.io_loop.add_callback(flower.stop)
+        pruner.stop()
         sweeper.stop()
         worker.stop(GRACE_SECONDS)
         announcer.close()

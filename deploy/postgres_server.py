@@ -52,6 +52,11 @@ class PostgresServer(LocalServer):
     programs = frozenset({"postgres"})
     main_program = "postgres"
     stop_signal = signal.SIGINT  # fast shutdown: roll back what is open, write a checkpoint, end
+    locale: tuple[str, ...] = (
+        "--locale=C",
+        "--locale-provider=builtin",  # upper and lower case of every script, on any machine
+        "--builtin-locale=C.UTF-8",
+    )
 
     def __init__(self, directory: DataDirectory) -> None:
         super().__init__(_NAME, directory.path / "postgres" / "data", directory.log_file(_NAME))
@@ -199,9 +204,7 @@ class PostgresServer(LocalServer):
                 f"--pwfile={password_file}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                "--locale=C",
-                "--locale-provider=builtin",  # upper and lower case of every script, on any machine
-                "--builtin-locale=C.UTF-8",
+                *self.locale,
                 cwd=home.room if home.account.uid is None else None,
             )
         finally:

@@ -10,6 +10,7 @@ import psutil
 from amqp.exceptions import AMQPError
 from kombu import Connection
 
+from deploy.broker.policy import load_policy
 from deploy.data_directory import DataDirectory, write_private
 from deploy.ports import LOOPBACK, RememberedPorts
 from deploy.server import LocalServer
@@ -180,6 +181,9 @@ def _definitions(password: str) -> dict[str, object]:
         "users": [{"name": _USER, "password": password, "tags": "administrator"}],
         "permissions": [
             {"user": _USER, "vhost": _VHOST, "configure": everything, "write": everything, "read": everything}
+        ],
+        "policies": [
+            {"vhost": _VHOST, "name": limit.name, **limit.document()} for limit in load_policy().limits
         ],
     }
 

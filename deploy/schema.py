@@ -20,8 +20,8 @@ def prepare(settings: Settings) -> str | None:
     """
     container = Container(settings, role="prepare")
     try:
-        _ = container.registry
-        migrate(container.database.engine, settings.migrations, create_tables=True)
+        resources = [one.type for one in container.registry if settings.search_indexes]
+        migrate(container.database.engine, settings.migrations, resources, create_tables=True)
         return _ensure_admin(container)
     finally:
         container.close()

@@ -32,6 +32,7 @@ from models.intake import Intake
 from models.ledger import Ledger
 from models.redis_client import RedisClient
 from models.registry import Registry, discover
+from models.retention import Retention
 from models.retry import RetryPolicy
 from models.settings import Settings
 
@@ -120,6 +121,15 @@ class Container:
     def redriver(self) -> Redriver:
         """Redrives and discards dead letters."""
         return Redriver(self.database, self.ledger, self.registry, self.users)
+
+    @cached_property
+    def retention(self) -> Retention:
+        """Deletes what is past its time."""
+        return Retention(
+            self.database,
+            finished=timedelta(days=self.settings.retention_days),
+            audit=timedelta(days=self.settings.audit_retention_days),
+        )
 
     @cached_property
     def capacity(self) -> Capacity:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from models import breaker
 from models.breaker import BreakerBoard
 from models.deliveries.address_guard import check_url
-from models.errors import Invalid
+from models.errors import Gone, Invalid
 from models.job import Job, JobState
 
 MOST_COUNTED = 100_000
@@ -66,8 +66,14 @@ class Facts:
 
 
 def gather(connection: Connection, job: Job) -> Facts:
-    """Look everything up, in a handful of small queries."""
-    row = connection.execute(_WAITING, {"id": job.id}).one()
+    """Look everything up, in a handful of small queries.
+
+    Raises:
+        Gone: The job was pruned a moment ago.
+    """
+    row = connection.execute(_WAITING, {"id": job.id}).one_or_none()
+    if row is None:
+        raise Gone("The job is past its retention")
     is_open = job.state in (JobState.QUEUED, JobState.RETRYING)
     place = {"lane": row.lane, "position": row.position}
     ahead = connection.execute(_AHEAD_IN_LANE, place).scalar_one() if is_open else 0

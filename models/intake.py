@@ -168,7 +168,7 @@ class Intake:
         answers |= self._replays(connection, [one for one in fresh if one.job_id in refused])
         fresh = [one for one in fresh if one.job_id not in answers]
         lost = self._losers_of_keys(connection, fresh)
-        answers |= self._replays(connection, lost)
+        answers |= {one.job_id: _KEY_WITHOUT_JOB for one in lost} | self._replays(connection, lost)
         fresh = [one for one in fresh if one.job_id not in answers]
         if fresh:
             added = self._ledger.accept(connection, fresh)
@@ -182,7 +182,10 @@ class Intake:
     # ---- idempotency keys --------------------------------------------------------------
 
     def _replays(self, connection: Connection, batch: Iterable[Submission]) -> Answers:
-        """Answers to those whose key is known: the earlier job, or 422 where the request differs."""
+        """Answers to those whose key is known: the earlier job, or 422 where the request differs.
+
+        A key goes with its job when that is past its retention: one whose job is gone is being forgotten.
+        """
         keyed = [one for one in batch if one.idempotency_key is not None]
         if not keyed:
             return {}
@@ -193,9 +196,9 @@ class Intake:
         jobs = self._ledger.find(connection, [job_id for _, job_id in known.values()]) if known else {}
         answers: Answers = {}
         for one in keyed:
-            if _key_of(one) in known:
-                fingerprint, job_id = known[_key_of(one)]
-                is_same = fingerprint == one.fingerprint and job_id in jobs
+            fingerprint, job_id = known.get(_key_of(one), (b"", None))
+            if job_id in jobs:
+                is_same = fingerprint == one.fingerprint
                 answers[one.job_id] = Receipt(jobs[job_id], is_replay=True) if is_same else _OTHER_REQUEST
         return answers
 
@@ -364,6 +367,8 @@ def _followed(answer: Answer) -> Answer:
 
 
 _OTHER_REQUEST = Unprocessable("This Idempotency-Key was used with another request")
+_KEY_WITHOUT_JOB = Unprocessable("The job of this Idempotency-Key is gone: use another key")
+"""Where somebody deleted a job by hand and left its key. Retention never does."""
 
 
 def _key_of(one: Submission) -> _Key:

@@ -86,6 +86,20 @@ CACHE_READS = Counter(
     ["kind", "outcome"],
 )
 
+PRUNED_ROWS = Counter("waybill_pruned_rows_total", "Rows deleted past their retention", ["table"])
+
+RETENTION_BEHIND = Gauge(
+    "waybill_retention_behind_seconds",
+    "How long after its time the job was that this process pruned last; 0 once it is through",
+    multiprocess_mode="livemax",
+)
+
+RETENTION_LAST_RUN = Gauge(
+    "waybill_retention_last_run_timestamp_seconds",
+    "When nothing was left to prune, the last time that one looked",
+    multiprocess_mode="max",
+)
+
 LIMITER_SECONDS = Histogram(
     "waybill_limiter_seconds",
     "Time of one round trip to Redis that counts requests",

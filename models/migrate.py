@@ -13,6 +13,8 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from models.database import translated_errors
 from models.errors import ConfigurationError
+from models.resource_type import ResourceType
+from models.search_indexes import ensure_search_indexes
 from models.tables import SCHEMA, metadata
 
 _HOME = Path(__file__).parent / "migrations"
@@ -20,12 +22,19 @@ _LOCK = 0x5741_5942
 """Key of the advisory lock that lets one process migrate at a time ("WAYB")."""
 
 
-def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool = False) -> list[str]:
+def migrate(
+    engine: Engine,
+    folders: Iterable[Path] = (),
+    resources: Iterable[ResourceType] = (),
+    *,
+    create_tables: bool = False,
+) -> list[str]:
     """Bring the database to the newest revision. Safe to run from several processes at once.
 
     Args:
         engine: Where; its role must own the database, and needs no superuser.
         folders: Folders with migrations of your own resources.
+        resources: Those whose search indexes are looked after, where PostgreSQL has ``pg_trgm``.
         create_tables: Also make the tables of registered resources that no migration has made.
 
     Returns:
@@ -43,6 +52,7 @@ def migrate(engine: Engine, folders: Iterable[Path] = (), *, create_tables: bool
         if create_tables and missing:
             metadata.create_all(connection, tables=[metadata.tables[name] for name in missing])
             missing = []
+        ensure_search_indexes(connection, resources)
     return missing
 
 

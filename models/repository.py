@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, CursorResult, TextClause, and_, exc, false, func, or_, select, text
+from sqlalchemy import Column, Connection, CursorResult, TextClause, exc, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.database import LAST_ADMIN, array, sqlstate
 from models.errors import Conflict, Invalid
 from models.job import to_json
+from models.page_query import FEW, PageQuery, few_found, in_order
 from models.resource_type import ResourceType
 from models.service import Row
 
@@ -28,28 +29,6 @@ class Head:
     owner_id: UUID | None
     version: int
     parent_id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageQuery:
-    """A page of a list.
-
-    Attributes:
-        sort: Column name; ``descending`` says which way. The id breaks ties.
-        after: Sort value and id of the last item of the page before.
-        owner_id: Only this owner's; None for everybody's.
-        parent_id: Only parts of this parent.
-        search: Literal, case-insensitive substring.
-    """
-
-    limit: int = 20
-    sort: str = "created_at"
-    descending: bool = False
-    after: tuple[Any, UUID] | None = None
-    owner_id: UUID | None = None
-    parent_id: UUID | None = None
-    status: str | None = None
-    search: str | None = None
 
 
 class Repository(Protocol):
@@ -135,40 +114,13 @@ class TableRepository:
         return {row[0]: row[1] for row in found}
 
     def page(self, connection: Connection, query: PageQuery) -> list[Row]:
-        """See :class:`Repository`. Keyset: the next page costs what the first did."""
-        table, key = self.table, self.table.columns[query.sort]
-        statement = select(table).limit(query.limit)
-        if query.owner_id is not None:
-            statement = statement.where(table.c.owner_id == query.owner_id)
-        if query.parent_id is not None and self.resource.parent_column is not None:
-            parent = table.columns[self.resource.parent_column]
-            statement = statement.where(parent == query.parent_id)
-        if query.status is not None:
-            statement = statement.where(table.c.status == query.status)
+        """See :class:`Repository`."""
         if query.search is not None:
-            statement = statement.where(
-                or_(false(), *(self._contains(name, query.search) for name in self._searched))
-            )
-        if query.after is not None:
-            value, identifier = query.after
-            beyond = (
-                (key < value, table.c.id < identifier)
-                if query.descending
-                else (key > value, table.c.id > identifier)
-            )
-            statement = statement.where(or_(beyond[0], and_(key == value, beyond[1])))
-        order = (key.desc(), table.c.id.desc()) if query.descending else (key, table.c.id)
-        return [
-            dict(zip(self._names, row, strict=True))
-            for row in connection.execute(statement.order_by(*order)).all()
-        ]
-
-    @property
-    def _searched(self) -> Iterable[str]:
-        return [name for name in self.resource.searchable if name in self.table.columns]
-
-    def _contains(self, name: str, needle: str) -> Any:
-        return func.lower(self.table.columns[name]).contains(needle.lower(), autoescape=True)
+            found = connection.execute(few_found(self.resource, query)).all()
+            if not found or found[0][-1] <= FEW:
+                return [dict(zip(self._names, row[:-1], strict=True)) for row in found]
+        found = connection.execute(in_order(self.resource, query)).all()
+        return [dict(zip(self._names, row, strict=True)) for row in found]
 
     @cached_property
     def _load(self) -> TextClause:

@@ -77,8 +77,18 @@ class Settings(BaseSettings):
     max_open_age: int = Field(
         3_600, ge=0, description="seconds that the oldest may be queued; beyond it the same; 0: no bound"
     )
+    search_indexes: bool = Field(True, description="build indexes for ?q= where PostgreSQL has pg_trgm")
     refresh_idle_days: int = Field(14, ge=1, le=365, description="a session unused for so long ends")
     refresh_lifetime_days: int = Field(90, ge=1, le=3650, description="a session ends after so long")
+    retention_days: float = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="finished jobs and what hangs on them are kept so long; 0: for good",
+    )
+    audit_retention_days: float = Field(
+        365, ge=0, le=36_500, description="entries of the audit trail are kept so long; 0: for good"
+    )
     streams_per_principal: int = Field(
         2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
     )
@@ -89,6 +99,12 @@ class Settings(BaseSettings):
     )
     amqp_principals: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> email"
+    )
+    amqp_reply_queues: str = Field(
+        ".*", description="regular expression of the whole name of queues that reply_to may name; ours never"
+    )
+    broker_passwords: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict, description="JSON object: broker user -> password; for doctor alone"
     )
     resources: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated importable modules, each with a RESOURCE"
@@ -138,7 +154,16 @@ class Settings(BaseSettings):
                 raise ValueError("must be origins like https://app.example.com, each named; no path, no *")
         return origins
 
-    @field_validator("amqp_principals", "services", mode="before")
+    @field_validator("amqp_reply_queues")
+    @classmethod
+    def _regular_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression: {error}") from error
+        return pattern
+
+    @field_validator("amqp_principals", "broker_passwords", "services", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value

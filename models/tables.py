@@ -77,6 +77,7 @@ users = Table(
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
     Column("updated_at", _TIME, nullable=False, server_default=_NOW),
     CheckConstraint(_one_of("role", Role), name="role"),
+    Index("idx_users_list", "created_at", "id"),
 )
 
 jobs = Table(
@@ -153,7 +154,7 @@ idempotency_keys = Table(
     Column("door", String(8), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
-    Column("job_id", _ID, nullable=False),
+    Column("job_id", _ID, nullable=False, index=True, comment="goes with it"),
     Column("created_at", _TIME, nullable=False, server_default=_NOW),
 )
 

@@ -48,6 +48,7 @@ class Publisher:
                 args=([str(one) for one in ids],),
                 queue=queue,
                 producer=producer,
+                declare=[],  # Celery would declare the queue: it is there, and not everybody may
                 mandatory=True,
                 confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
                 retry=False,

@@ -1,4 +1,4 @@
-"""The worker process: a Celery worker with a sweeper beside it. What its tasks do is in ``app``."""
+"""The worker process: a Celery worker with a sweeper and a pruner beside it. Its tasks are in ``app``."""
 
 import logging
 import threading
@@ -20,6 +20,7 @@ from models.deliveries.outbox import Outbox
 from models.settings import Settings
 from tasks.app import make_app
 from tasks.names import ALL_QUEUES
+from tasks.pruner import Pruner
 from tasks.sweeper import Sweeper
 
 FAREWELL_SECONDS = 2.0
@@ -47,16 +48,18 @@ def run(
     quieten()
     shorten_farewell()
     app = make_app(settings)
-    sweeper = make_sweeper(settings, app)
+    sweeper, pruner = make_sweeper(settings, app), make_pruner(settings)
 
-    def start_sweeping(**_: Any) -> None:
+    def start_beside(**_: Any) -> None:
         sweeper.start()
+        pruner.start()
 
-    def stop_sweeping(**_: Any) -> None:
+    def stop_beside(**_: Any) -> None:
+        pruner.stop()
         sweeper.stop()
 
-    signals.worker_ready.connect(start_sweeping, weak=False)
-    signals.worker_shutting_down.connect(stop_sweeping, weak=False)
+    signals.worker_ready.connect(start_beside, weak=False)
+    signals.worker_shutting_down.connect(stop_beside, weak=False)
     signals.setup_logging.connect(_keep_our_logging, weak=False)
     worker = app.Worker(
         hostname=host_format(f"{name}@%h"),
@@ -80,6 +83,11 @@ def make_sweeper(settings: Settings, app: Celery) -> Sweeper:
     container.cache.forget_all()  # who was here before may have died owing it a change
     container.check_services()  # a bad WAYBILL_RESOURCES or WAYBILL_SERVICES is told at start
     return Sweeper(container.database, container.ledger, Outbox(), app)
+
+
+def make_pruner(settings: Settings) -> Pruner:
+    """A pruner with a database connection of its own."""
+    return Pruner(Container(settings, role="pruner", pool_size=1).retention)
 
 
 def _keep_our_logging(**_: Any) -> None:

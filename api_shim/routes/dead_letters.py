@@ -10,11 +10,10 @@ from pydantic import BaseModel, Field, JsonValue, field_validator
 from api_shim.announcing import JobAnnouncer
 from api_shim.description import words
 from api_shim.routes import outcomes
-from api_shim.routes.jobs import own_job
+from api_shim.routes.jobs import OwnJob
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.routes.paging import Paging
 from api_shim.web import query
-from api_shim.web.batcher import Batcher
 from api_shim.web.body import read_body
 from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
@@ -98,7 +97,7 @@ class DeadLetterRoutes:
 
     Args:
         database: Where they rest.
-        polls: Reads one job.
+        own: The job in the path.
         redriver: Judges, redrives, audits.
         threads: Where the database is asked.
         cursors: Sign the places in a list.
@@ -108,14 +107,14 @@ class DeadLetterRoutes:
     def __init__(
         self,
         database: Database,
-        polls: Batcher[UUID, Job | None],
+        own: OwnJob,
         redriver: Redriver,
         threads: Threads,
         cursors: Cursors,
         announcer: JobAnnouncer,
     ) -> None:
         self._database = database
-        self._polls = polls
+        self._own = own
         self._redriver = redriver
         self._threads = threads
         self._cursors = cursors
@@ -163,7 +162,7 @@ class DeadLetterRoutes:
         named = request.parameters["id"]
         subject = named if named.isprintable() else "(no id)"
         try:
-            job = await own_job(self._polls, request)
+            job = await self._own(request)
             _check_admin(request)
             asked = await read_body(request, RedriveRequest, _MAX_BYTES)
         except Refusal as refused:

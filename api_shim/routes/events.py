@@ -2,13 +2,13 @@
 
 import random
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 from api_shim.changes.audience import Audience
 from api_shim.changes.watches import Watches
 from api_shim.description import words
 from api_shim.gate.authentication import Authentication
-from api_shim.routes.jobs import may_see
+from api_shim.routes.jobs import OwnJob, may_see
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.web.http import Request, Response, StreamResponse
 from api_shim.web.router import Answer, Limit, Route
@@ -37,7 +37,7 @@ class Events:
 
     def __init__(
         self,
-        own: Callable[[Request], Awaitable[Job]],
+        own: OwnJob,
         watches: Watches,
         audience: Audience,
         authentication: Authentication,

@@ -7,9 +7,8 @@ from uuid import UUID
 
 from pydantic import Field, JsonValue
 
-from api_shim.routes.jobs import may_see, own_job
+from api_shim.routes.jobs import OwnJob, may_see
 from api_shim.routes.outcomes import BASE, NO_STORE
-from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
@@ -130,7 +129,7 @@ class Explain:
 
     Args:
         database: Where the ledger is.
-        polls: Reads the job itself.
+        own: The job in the path.
         threads: Where the rest is looked up.
         brokers: Threads that may wait for a broker.
         look: Asks the broker about a queue.
@@ -139,20 +138,20 @@ class Explain:
     def __init__(
         self,
         database: Database,
-        polls: Batcher[UUID, Job | None],
+        own: OwnJob,
         threads: Threads,
         brokers: Threads,
         look: QueueLook,
     ) -> None:
         self._database = database
-        self._polls = polls
+        self._own = own
         self._threads = threads
         self._brokers = brokers
         self._look = look
 
     async def explain(self, request: Request) -> Response:
         """The explanation."""
-        job = await own_job(self._polls, request)
+        job = await self._own(request)
         facts = await self._threads.call(self._gather, job)
         queue = await self._brokers.call(self._look, JOB_QUEUES[job.priority])
         return json_response(200, _document(job, facts, queue, request.principal), (NO_STORE,))

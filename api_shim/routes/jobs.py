@@ -1,6 +1,6 @@
 """GET jobs, one or many, their results, and cancelling. A job's states are the ledger's business."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -18,16 +18,16 @@ from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
-from models.errors import Gone, NotFound
 from models.identity.principals import Principal
-from models.ids import created_at, parse_id
+from models.ids import parse_id
 from models.job import Job, JobState
 from models.job_query import JobQuery
 from models.ledger import Ledger
 from models.registry import Registry
+from models.retention import absence
 
-RETENTION = timedelta(days=30)
-"""How long a final job is kept at least; one older than this and not found is gone, not unknown."""
+OwnJob = Callable[[Request], Awaitable[Job]]
+"""The job in the path, which must be the caller's: :func:`own_job`, given what it needs."""
 
 _LONGEST_NAME = 63
 
@@ -38,7 +38,7 @@ class Jobs:
     Args:
         database: For lists and cancelling.
         ledger: Finds and cancels.
-        polls: Reads one job together with everybody else's (:func:`poll_batcher`).
+        own: The job in the path.
         threads: Where lists are read and jobs cancelled.
         waiters: Wait for a change where the caller likes to.
         cursors: Sign the places in a list.
@@ -50,7 +50,7 @@ class Jobs:
         self,
         database: Database,
         ledger: Ledger,
-        polls: Batcher[UUID, Job | None],
+        own: OwnJob,
         threads: Threads,
         waiters: Waiters,
         cursors: Cursors,
@@ -59,7 +59,7 @@ class Jobs:
     ) -> None:
         self._database = database
         self._ledger = ledger
-        self._polls = polls
+        self._own = own
         self._threads = threads
         self._waiters = waiters
         self._cursors = cursors
@@ -68,7 +68,7 @@ class Jobs:
 
     async def get(self, request: Request) -> Response:
         """Poll, or long-poll: with ``Prefer: wait`` and ``If-None-Match`` until the job has changed."""
-        job = await own_job(self._polls, request)
+        job = await self._own(request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         seen = request.listed_header(b"if-none-match")
         is_known = request_headers.matches_any(seen, job.sequence)
@@ -82,7 +82,7 @@ class Jobs:
 
     async def result(self, request: Request) -> Response:
         """The outcome as a synchronous API would have said it; 202 until there is one."""
-        job = await own_job(self._polls, request)
+        job = await self._own(request)
         wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
         headers = [NO_STORE]
         if wait is not None:
@@ -94,7 +94,7 @@ class Jobs:
 
     async def cancel(self, request: Request) -> Response:
         """Withdraw a job that is not final: 200, or 409 where it is."""
-        job = await own_job(self._polls, request)
+        job = await self._own(request)
         cancelled, deliveries = await self._threads.call(self._cancel, job.id)
         self._announcer.deliveries(deliveries)
         return outcomes.polled(cancelled)
@@ -200,28 +200,25 @@ _FILTERS = (
     words.JOB_CREATED_AFTER,
     words.JOB_CREATED_BEFORE,
 )
-_NO_JOB = "There is no such job"
 _STATES = tuple(str(state) for state in JobState)
 
 
-async def own_job(polls: Batcher[UUID, Job | None], request: Request) -> Job:
+async def own_job(polls: Batcher[UUID, Job | None], retention: timedelta, request: Request) -> Job:
     """The job in the path, which must be the caller's (an admin's: anybody's).
+
+    Args:
+        polls: Reads it together with everybody else's (:func:`poll_batcher`).
+        retention: How long finished jobs are kept; zero: for good.
+        request: Whose path names it.
 
     Raises:
         NotFound: It was never accepted, or is somebody else's.
-        Gone: It is past retention.
+        Gone: By its id it is past retention, whoever's it was.
     """
     identifier = parse_id(request.parameters["id"])
-    if identifier is None:
-        raise NotFound(_NO_JOB)
-    job = await polls.call(identifier)
-    if job is None:
-        born = created_at(identifier)
-        if born is not None and born < datetime.now(UTC) - RETENTION:
-            raise Gone("The job is past its retention")
-        raise NotFound(_NO_JOB)
-    if not may_see(job, request.principal):
-        raise NotFound(_NO_JOB)
+    job = None if identifier is None else await polls.call(identifier)
+    if job is None or not may_see(job, request.principal):
+        raise absence(identifier, retention, datetime.now(UTC))
     return job
 
 

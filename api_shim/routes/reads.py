@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -25,8 +25,8 @@ from models.errors import Conflict, NotFound
 from models.identity.principals import Action, Principal, Reach, permission_needed, reach_of
 from models.job import to_json
 from models.ledger import Ledger
+from models.page_query import PageQuery
 from models.registry import Registry, Resource
-from models.repository import PageQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
         {"type": "string", "enum": list(_sorts(resource)), "default": "createdAt"},
     )
     parameters = [words.LIMIT, words.CURSOR, sort]
-    if any(name in resource.type.table.columns for name in resource.type.searchable):
+    if resource.type.searched:
         parameters.append(words.SEARCH)
     if statuses := _statuses(resource):
         schema: dict[str, object] = {"type": "string", "enum": list(statuses)}
@@ -262,7 +262,7 @@ def _sorts(resource: Resource) -> tuple[str, ...]:
 def _value(resource: Resource, column: str, text: str) -> Any:
     """A sort value back out of a cursor, which is signed: it was written by :func:`_text`."""
     kind = resource.type.table.columns[column].type.python_type
-    return datetime.fromisoformat(text) if kind is datetime else kind(text)
+    return kind.fromisoformat(text) if issubclass(kind, date) else kind(text)
 
 
 def _statuses(resource: Resource) -> tuple[str, ...]:

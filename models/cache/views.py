@@ -7,7 +7,7 @@ the owner and the parent, which are asked about after every hit.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,8 +18,8 @@ from models import metrics
 from models.cache.cache import Cache, Entry, Look, Mark
 from models.cache.redis_cache import entry_key, list_key
 from models.database import Database
+from models.page_query import PageQuery
 from models.registry import Registry, Resource
-from models.repository import PageQuery
 from models.resource_type import ResourceType
 from models.service import Row
 
@@ -241,4 +241,4 @@ def _digest(kind: ResourceType, query: PageQuery) -> str:
 
 
 def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.isoformat() if isinstance(value, date) else str(value)

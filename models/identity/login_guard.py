@@ -59,7 +59,7 @@ class LoginGuard:
             self._count(connection, [(pair, FREE_FAILURES)])
         else:
             self._count(connection, [(account, FREE_FAILURES), (place, FREE_ADDRESS_FAILURES)])
-        connection.execute(_PRUNE, {"most": _PRUNED_AT_ONCE})
+        connection.execute(PRUNE, {"most": _PRUNED_AT_ONCE})
 
     def succeeded(self, connection: Connection, email: str, address: str) -> None:
         """Note that this account is at home at this address, and forget what failed.
@@ -123,9 +123,12 @@ SET failures = 0, locked_until = NULL, last_at = clock_timestamp(), known_until 
 
 _FORGET = text(f"DELETE FROM login_attempts WHERE digest = :account AND NOT {_KNOWN}")
 
-_PRUNE = text("""
+_IS_STALE = "last_at < now() - interval '1 day' AND (known_until IS NULL OR known_until < now())"
+
+PRUNE = text(f"""
 DELETE FROM login_attempts WHERE digest IN (
-    SELECT digest FROM login_attempts
-    WHERE last_at < now() - interval '1 day' AND (known_until IS NULL OR known_until < now())
-    ORDER BY last_at LIMIT :most FOR UPDATE SKIP LOCKED)
+    SELECT digest FROM login_attempts WHERE {_IS_STALE} ORDER BY last_at LIMIT :most FOR UPDATE SKIP LOCKED)
 """)
+"""Forgets up to ``most`` failures and places that do not count any more."""
+
+COUNT_STALE = text(f"SELECT count(*) FROM login_attempts WHERE {_IS_STALE}")

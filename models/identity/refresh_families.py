@@ -83,7 +83,7 @@ class RefreshFamilies:
         if connection.execute(_BEGIN, parameters).rowcount != 1:
             raise Unauthorized("The account was changed meanwhile; log in again")
         connection.execute(_BOUND, {"user_id": user.principal.id, "most": MOST_PER_USER})
-        connection.execute(_PRUNE, {"most": _PRUNED_AT_ONCE})
+        connection.execute(PRUNE, {"most": _PRUNED_AT_ONCE})
         return family_id, token
 
     def renew(self, connection: Connection, token: str) -> Renewed | None:
@@ -163,11 +163,15 @@ UPDATE refresh_families SET revoked_at = now(), idle_at = now() WHERE id IN (
     ORDER BY coalesce(rotated_at, created_at) DESC OFFSET :most)
 """)
 
-_PRUNE = text("""
+_IS_STALE = "idle_at < now() - interval '1 day'"
+
+PRUNE = text(f"""
 DELETE FROM refresh_families WHERE id IN (
-    SELECT id FROM refresh_families WHERE idle_at < now() - interval '1 day'
-    ORDER BY idle_at LIMIT :most FOR UPDATE SKIP LOCKED)
+    SELECT id FROM refresh_families WHERE {_IS_STALE} ORDER BY idle_at LIMIT :most FOR UPDATE SKIP LOCKED)
 """)
+"""Forgets up to ``most`` families that ended."""
+
+COUNT_STALE = text(f"SELECT count(*) FROM refresh_families WHERE {_IS_STALE}")
 
 _LOCKED = text("""
 SELECT family.current_digest, family.previous_digest,

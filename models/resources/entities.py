@@ -13,7 +13,6 @@ from sqlalchemy import (
     Index,
     String,
     Text,
-    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -50,9 +49,11 @@ TABLE = resource_table(
     Column("metadata", JSONB),
     CheckConstraint(f"status IN ({', '.join(repr(str(s)) for s in Status)})", name=conv("chk_status")),
 )
-Index("idx_entities_status", TABLE.c.status)
-Index("idx_entities_created_at", TABLE.c.created_at.desc())
-Index("idx_entities_name", func.lower(TABLE.c.name))
+Index("idx_entities_list_by_name", TABLE.c.owner_id, TABLE.c.name, TABLE.c.id)
+# Of those who see everybody's. An owner's list by status is short enough to be filtered.
+Index("idx_entities_list_all", TABLE.c.created_at, TABLE.c.id)
+Index("idx_entities_list_all_by_name", TABLE.c.name, TABLE.c.id)
+Index("idx_entities_list_all_by_status", TABLE.c.status, TABLE.c.created_at, TABLE.c.id)
 
 
 NAME_PATTERN = (

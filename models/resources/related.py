@@ -4,7 +4,7 @@ from datetime import datetime
 from uuid import UUID
 
 from pydantic import Field, JsonValue
-from sqlalchemy import Column, ForeignKey, Index, Integer, String, Uuid, text
+from sqlalchemy import Column, ForeignKey, Integer, String, Uuid, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.resource_type import Parent, ResourceType, resource_table
@@ -22,8 +22,8 @@ TABLE = resource_table(
     Column("type", String(50), nullable=False),
     Column("value", JSONB, nullable=False),
     Column("sort_order", Integer, nullable=False, server_default=text("0")),
+    listed_by="entity_id",
 )
-Index("idx_related_entity_id", TABLE.c.entity_id)
 
 
 class RelatedEntityUpdate(Schema):

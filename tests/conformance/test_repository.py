@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from models.ids import new_id
-from models.repository import Head, PageQuery, Repository, TableRepository
+from models.page_query import PageQuery
+from models.repository import Head, Repository, TableRepository
 from models.resource_type import ResourceType
 from models.resources import entities, related
 from tests.kit import tickets

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 import pika
 import pytest
+from click.testing import CliRunner
 from cloudevents.core.bindings import rabbitmq as binding
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
+from deploy.doctor_command import doctor
 from tests.e2e.conftest import Platform
-from tests.kit.upstream import Upstream
+from tests.kit.upstream import ManagementApi, Upstream
+from tests.kit.waiting import wait_until
 
 
 @pytest.fixture
@@ -83,3 +86,18 @@ def test_junk_is_answered_and_laid_aside_and_the_next_message_is_taken(upstream:
     assert laid_aside.body == b"\xff{ junk"
     assert laid_aside.headers["x-waybill-reason"]
     assert json.loads(upstream.reply(after).body)["state"] == "queued"
+
+
+def test_queues_are_bounded_and_doctor_is_content_with_one_user_for_everything(full: Platform) -> None:
+    text = (full.up.directory.run / "waybill.env").read_text()
+    found = re.search(r"^WAYBILL_BROKER_API_URL='(.*)'$", text, re.MULTILINE)
+    assert found
+    call = ManagementApi(found[1]).call
+    for queue, limit in (("waybill.intake", "waybill-intake"), ("waybill.dead", "waybill-dead")):
+        wait_until(
+            lambda path=f"/queues/waybill/{queue}", limit=limit: call("GET", path).get("policy") == limit,
+            what=f"the limit of {queue} in force",
+        )
+
+    told = CliRunner(env={"WAYBILL_DATA_DIR": str(full.up.directory.path)}).invoke(doctor)
+    assert "ok    broker-users one for everything" in told.output, told.output

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -26,65 +25,15 @@ from cloudevents.core.v1.event import CloudEvent
 from sqlalchemy import text
 
 from consumers import main
-from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer
-from models.container import Container
 from models.errors import ConfigurationError
-from models.identity.principals import Principal, Role
-from models.migrate import migrate
+from models.identity.principals import Role
 from models.service import ResourceService
-from models.settings import Settings, load_settings
-from tests.kit.proxy import CuttableProxy, cuttable
+from tests.kit.intake import IntakePlatform, intake_platform, is_bound
 from tests.kit.upstream import Broker, Upstream
 from tests.kit.waiting import wait_until
 
 BIG = 256 * 1024
-
-
-@dataclass
-class Platform:
-    """What a test sees: broker, ledger, and the consumer between them."""
-
-    broker: Broker
-    upstream: Upstream
-    container: Container
-    settings: Settings
-    to_broker: CuttableProxy
-    to_database: CuttableProxy
-    admin: Principal
-    _running: list[tuple[threading.Thread, threading.Event]] = field(default_factory=list)
-
-    def start(self) -> None:
-        stopping = threading.Event()
-        thread = threading.Thread(target=main.consume, args=(self.settings, stopping), daemon=True)
-        thread.start()
-        self._running.append((thread, stopping))
-
-    def stop(self) -> None:
-        for thread, stopping in self._running:
-            stopping.set()
-            thread.join(timeout=15)
-            assert not thread.is_alive()
-        self._running.clear()
-
-    def jobs(self, where: str = "true", **parameters: Any) -> list[Any]:
-        statement = text(f"SELECT * FROM jobs WHERE {where} ORDER BY position")  # noqa: S608
-        with self.container.database.snapshot() as connection:
-            return list(connection.execute(statement, parameters))
-
-    def job_of(self, message_id: str) -> Any:
-        """The job of a message; waits for it."""
-        where = "id = (SELECT job_id FROM idempotency_keys WHERE key = :key AND door = 'amqp')"
-        return wait_until(lambda: self.jobs(where, key=message_id), what="the job in the ledger")[0]
-
-    def named(self, mark: str, count: int) -> list[Any]:
-        """The jobs whose name begins with ``mark``, in their order; waits until there are ``count``."""
-
-        def found() -> list[Any]:
-            return self.jobs("payload ->> 'name' LIKE :mark", mark=f"{mark}%")
-
-        wait_until(lambda: len(found()) >= count, timeout_seconds=60, what=f"{count} jobs")
-        return found()
 
 
 @pytest.fixture(scope="module")
@@ -98,44 +47,18 @@ def broker(rabbitmq: RabbitMQServer) -> Iterator[Broker]:
 
 @pytest.fixture(scope="module")
 def platform(
-    broker: Broker, postgres: PostgresServer, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Platform]:
-    parts = urlsplit(database_url)
-    with cuttable(broker.port) as to_broker, cuttable(parts.port or 5432) as to_database:
-        data_dir: Path = tmp_path_factory.mktemp("data")
-        principals = {broker.user: "upstream@example.com", "reader": "guest@example.com"}
-        common: dict[str, Any] = {"data_dir": data_dir, "amqp_principals": principals}
-        settings = load_settings(
-            database_url=database_url.replace(f":{parts.port}/", f":{to_database.port}/"),
-            broker_url=broker.url(to_broker.port),
-            **common,
-        )
-        container = Container(
-            load_settings(database_url=database_url, broker_url=broker.url(), **common), role="test"
-        )
-        migrate(container.database.engine)
-        with container.database.transaction() as connection:
-            admin = container.users.add(connection, "upstream@example.com", "-", Role.ADMIN)
-            container.users.add(connection, "guest@example.com", "-", Role.GUEST)
-        upstream = broker.connect()
-        platform = Platform(broker, upstream, container, settings, to_broker, to_database, admin)
-        platform.start()
-        wait_until(lambda: _is_bound(broker, "waybill.intake"), what="the intake queue")
+    broker: Broker, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[IntakePlatform]:
+    data_dir: Path = tmp_path_factory.mktemp("data")
+    with intake_platform(broker, database_url, data_dir, {"reader": "guest@example.com"}) as platform:
+        with platform.container.database.transaction() as connection:
+            platform.container.users.add(connection, "guest@example.com", "-", Role.GUEST)
         yield platform
-        platform.stop()
-        upstream.close()
-        container.close()
 
 
 @pytest.fixture
-def upstream(platform: Platform) -> Upstream:
+def upstream(platform: IntakePlatform) -> Upstream:
     return platform.upstream
-
-
-def _is_bound(broker: Broker, queue: str) -> bool:
-    """Whether messages published to the exchange of this name reach the queue of this name."""
-    found = broker.call("GET", f"/bindings/{broker.vhost}")
-    return any(one["source"] == one["destination"] == queue for one in found)
 
 
 def _entity(name: str = "crate", **members: Any) -> dict[str, Any]:
@@ -145,7 +68,7 @@ def _entity(name: str = "crate", **members: Any) -> dict[str, Any]:
 # ---- what is taken ---------------------------------------------------------------------
 
 
-def test_json_message_becomes_a_job_and_is_answered(platform: Platform, upstream: Upstream) -> None:
+def test_json_message_becomes_a_job_and_is_answered(platform: IntakePlatform, upstream: Upstream) -> None:
     message_id = upstream.publish("entities.create", _entity(), correlation_id="c-1", headers={"x": 1})
 
     reply = upstream.reply("c-1")
@@ -160,7 +83,7 @@ def test_json_message_becomes_a_job_and_is_answered(platform: Platform, upstream
     assert reply.document["state"] == "queued"
 
 
-def test_accepted_job_is_announced_to_the_workers(platform: Platform, upstream: Upstream) -> None:
+def test_accepted_job_is_announced_to_the_workers(platform: IntakePlatform, upstream: Upstream) -> None:
     message_id = upstream.publish("entities.create", _entity())
 
     job_id = str(platform.job_of(message_id).id)
@@ -178,7 +101,7 @@ def test_reply_is_correlated_by_message_id_where_nothing_else_is_given(upstream:
 @pytest.mark.parametrize("binding", [amqp_binding, rabbitmq_binding], ids=["amqp", "rabbitmq"])
 @pytest.mark.parametrize("mode", ["to_structured", "to_binary"])
 def test_cloud_events_of_the_official_package_are_taken(
-    platform: Platform, upstream: Upstream, binding: Any, mode: str
+    platform: IntakePlatform, upstream: Upstream, binding: Any, mode: str
 ) -> None:
     event = CloudEvent(
         {
@@ -201,7 +124,7 @@ def test_cloud_events_of_the_official_package_are_taken(
     assert platform.job_of(message_id).payload == {"name": "from an event"}
 
 
-def test_cloud_event_with_binary_data_is_unpacked(platform: Platform, upstream: Upstream) -> None:
+def test_cloud_event_with_binary_data_is_unpacked(platform: IntakePlatform, upstream: Upstream) -> None:
     event = CloudEvent(
         {
             "id": "1",
@@ -220,7 +143,7 @@ def test_cloud_event_with_binary_data_is_unpacked(platform: Platform, upstream: 
 
 
 def test_create_patch_read_and_delete_in_one_batch_are_taken_in_order(
-    platform: Platform, upstream: Upstream
+    platform: IntakePlatform, upstream: Upstream
 ) -> None:
     resource_id = str(uuid.uuid4())
     aimed = {"resource-id": resource_id}
@@ -237,7 +160,9 @@ def test_create_patch_read_and_delete_in_one_batch_are_taken_in_order(
     assert [one.if_match for one in jobs] == [None, 1, None, 2]
 
 
-def test_a_thousand_messages_keep_the_order_of_the_queue(platform: Platform, upstream: Upstream) -> None:
+def test_a_thousand_messages_keep_the_order_of_the_queue(
+    platform: IntakePlatform, upstream: Upstream
+) -> None:
     mark = uuid.uuid4().hex
     for number in range(1000):
         upstream.publish("entities.create", _entity(f"{mark} {number}"), reply_to=None)
@@ -246,7 +171,7 @@ def test_a_thousand_messages_keep_the_order_of_the_queue(platform: Platform, ups
     assert [one.payload["name"] for one in jobs] == [f"{mark} {number}" for number in range(1000)]
 
 
-def test_expiration_and_run_at_are_kept(platform: Platform, upstream: Upstream) -> None:
+def test_expiration_and_run_at_are_kept(platform: IntakePlatform, upstream: Upstream) -> None:
     run_at = datetime.now(UTC) + timedelta(minutes=5)
     message_id = upstream.publish(
         "entities.create", _entity(), expiration="600000", headers={"run-at": run_at.isoformat()}
@@ -258,7 +183,7 @@ def test_expiration_and_run_at_are_kept(platform: Platform, upstream: Upstream) 
     assert timedelta(minutes=9) < job.expires_at - datetime.now(UTC) < timedelta(minutes=10)
 
 
-def test_bearer_token_speaks_for_its_user(platform: Platform, broker: Broker) -> None:
+def test_bearer_token_speaks_for_its_user(platform: IntakePlatform, broker: Broker) -> None:
     stranger = broker.connect("stranger")
     token = platform.container.tokens.issue(platform.admin)
     message_id = stranger.publish("entities.create", _entity(), headers={"authorization": f"Bearer {token}"})
@@ -270,7 +195,7 @@ def test_bearer_token_speaks_for_its_user(platform: Platform, broker: Broker) ->
 # ---- the same again --------------------------------------------------------------------
 
 
-def test_same_message_twice_is_one_job(platform: Platform, upstream: Upstream) -> None:
+def test_same_message_twice_is_one_job(platform: IntakePlatform, upstream: Upstream) -> None:
     message_id = upstream.publish("entities.create", _entity("twice"))
     first = upstream.reply(message_id)
     upstream.publish("entities.create", _entity("twice"), message_id=message_id)
@@ -282,7 +207,7 @@ def test_same_message_twice_is_one_job(platform: Platform, upstream: Upstream) -
 
 
 def test_same_message_of_a_finished_job_is_answered_with_its_outcome(
-    platform: Platform, upstream: Upstream
+    platform: IntakePlatform, upstream: Upstream
 ) -> None:
     message_id = upstream.publish("entities.create", _entity("soon cancelled"))
     job = platform.job_of(message_id)
@@ -296,7 +221,9 @@ def test_same_message_of_a_finished_job_is_answered_with_its_outcome(
     assert reply.document["done"] is True
 
 
-def test_same_message_id_with_another_request_is_refused(platform: Platform, upstream: Upstream) -> None:
+def test_same_message_id_with_another_request_is_refused(
+    platform: IntakePlatform, upstream: Upstream
+) -> None:
     message_id = upstream.publish("entities.create", _entity("one"))
     upstream.reply(message_id)
     upstream.publish("entities.create", _entity("other"), message_id=message_id)
@@ -347,7 +274,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_bad_message_is_refused_with_a_reason_and_the_next_is_taken(
-    platform: Platform, upstream: Upstream, bad: Bad
+    platform: IntakePlatform, upstream: Upstream, bad: Bad
 ) -> None:
     correlation_id = str(uuid.uuid4())
     properties = {"correlation_id": correlation_id, **bad.properties}
@@ -387,7 +314,7 @@ def test_role_without_the_permission_is_refused(upstream: Upstream, broker: Brok
 
 @pytest.mark.parametrize("queue", ["waybill.jobs", "waybill.intake", "WAYBILL.dead", "w1@h.celery.pidbox"])
 def test_reply_to_a_queue_of_ours_is_refused_and_nothing_is_sent_there(
-    platform: Platform, upstream: Upstream, queue: str
+    platform: IntakePlatform, upstream: Upstream, queue: str
 ) -> None:
     message_id = upstream.publish("entities.create", _entity("smuggled"), reply_to=queue)
 
@@ -396,7 +323,7 @@ def test_reply_to_a_queue_of_ours_is_refused_and_nothing_is_sent_there(
     assert platform.jobs("payload ->> 'name' = 'smuggled'") == []
 
 
-def test_reply_to_a_queue_that_is_gone_harms_nobody(platform: Platform, upstream: Upstream) -> None:
+def test_reply_to_a_queue_that_is_gone_harms_nobody(platform: IntakePlatform, upstream: Upstream) -> None:
     gone = upstream.publish("entities.create", _entity(), reply_to="no-such-queue")
     refused = upstream.publish("entities.create", b"{", reply_to="no-such-queue")
     after = upstream.publish("entities.create", _entity())
@@ -407,7 +334,7 @@ def test_reply_to_a_queue_that_is_gone_harms_nobody(platform: Platform, upstream
 
 
 def test_message_that_expires_in_the_queue_is_refused_not_lost(
-    platform: Platform, upstream: Upstream
+    platform: IntakePlatform, upstream: Upstream
 ) -> None:
     platform.stop()
     late = upstream.publish("entities.create", _entity("late"), expiration="1")
@@ -437,7 +364,7 @@ DAMAGE: dict[str, tuple[dict[str, Any], bytes | None]] = {
 
 @pytest.mark.parametrize(("properties", "table"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_message_whose_properties_cannot_be_read_does_not_stop_the_intake(
-    platform: Platform,
+    platform: IntakePlatform,
     upstream: Upstream,
     properties: dict[str, Any],
     table: bytes | None,
@@ -468,7 +395,7 @@ def _raw_table(pieces: list[bytes], table: bytes) -> int:
 
 
 def test_message_that_our_own_code_cannot_cope_with_is_isolated(
-    platform: Platform, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    platform: IntakePlatform, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admit = ResourceService.admit
 
@@ -487,7 +414,7 @@ def test_message_that_our_own_code_cannot_cope_with_is_isolated(
     assert platform.job_of(after)
 
 
-def test_what_is_settled_is_acknowledged(platform: Platform, upstream: Upstream) -> None:
+def test_what_is_settled_is_acknowledged(platform: IntakePlatform, upstream: Upstream) -> None:
     upstream.publish("entities.create", _entity())
     upstream.publish("entities.create", b"{")
     platform.job_of(upstream.publish("entities.create", _entity()))
@@ -503,7 +430,7 @@ def test_what_is_settled_is_acknowledged(platform: Platform, upstream: Upstream)
 
 
 def test_while_the_database_is_away_nothing_is_acknowledged_and_the_order_holds(
-    platform: Platform, upstream: Upstream
+    platform: IntakePlatform, upstream: Upstream
 ) -> None:
     mark = uuid.uuid4().hex
     platform.to_database.cut()
@@ -519,7 +446,7 @@ def test_while_the_database_is_away_nothing_is_acknowledged_and_the_order_holds(
 
 
 def test_database_without_its_tables_costs_no_message(
-    platform: Platform, upstream: Upstream, caplog: pytest.LogCaptureFixture
+    platform: IntakePlatform, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = platform.container.database.engine
     with engine.begin() as connection:
@@ -533,7 +460,7 @@ def test_database_without_its_tables_costs_no_message(
 
 
 def test_stop_while_the_database_is_away_gives_the_messages_back_in_order(
-    platform: Platform, upstream: Upstream
+    platform: IntakePlatform, upstream: Upstream
 ) -> None:
     mark = uuid.uuid4().hex
     platform.to_database.cut()
@@ -549,7 +476,7 @@ def test_stop_while_the_database_is_away_gives_the_messages_back_in_order(
 
 
 def test_consumer_resumes_after_its_broker_connections_are_cut(
-    platform: Platform, upstream: Upstream
+    platform: IntakePlatform, upstream: Upstream
 ) -> None:
     mark = uuid.uuid4().hex
     for number in range(600):
@@ -562,7 +489,7 @@ def test_consumer_resumes_after_its_broker_connections_are_cut(
 
 
 def test_broker_away_for_a_while_is_told_once_and_outlived(
-    platform: Platform, upstream: Upstream, caplog: pytest.LogCaptureFixture
+    platform: IntakePlatform, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     platform.to_broker.cut()
     wait_until(lambda: "broker lost" in caplog.text, what="the outage in the log")
@@ -573,7 +500,9 @@ def test_broker_away_for_a_while_is_told_once_and_outlived(
     assert caplog.text.count("broker lost") == 1
 
 
-def test_dead_letter_queue_that_was_deleted_is_made_again(platform: Platform, upstream: Upstream) -> None:
+def test_dead_letter_queue_that_was_deleted_is_made_again(
+    platform: IntakePlatform, upstream: Upstream
+) -> None:
     upstream.channel.queue_delete("waybill.dead")
     upstream.channel.exchange_delete("waybill.dead")
     message_id = upstream.publish("entities.create", b"{")
@@ -582,15 +511,15 @@ def test_dead_letter_queue_that_was_deleted_is_made_again(platform: Platform, up
     assert upstream.dead_letter(message_id)
 
 
-def test_intake_queue_that_was_deleted_is_made_again(platform: Platform, upstream: Upstream) -> None:
+def test_intake_queue_that_was_deleted_is_made_again(platform: IntakePlatform, upstream: Upstream) -> None:
     upstream.channel.queue_delete("waybill.intake")
-    wait_until(lambda: _is_bound(platform.broker, "waybill.intake"), what="the intake queue again")
+    wait_until(lambda: is_bound(platform.broker, "waybill.intake"), what="the intake queue again")
 
     message_id = upstream.publish("entities.create", _entity())
     assert platform.job_of(message_id)
 
 
-def test_consumer_process_stops_on_sigterm_and_logs_json(platform: Platform) -> None:
+def test_consumer_process_stops_on_sigterm_and_logs_json(platform: IntakePlatform) -> None:
     settings = platform.settings
     environment = {
         **os.environ,
@@ -610,14 +539,14 @@ def test_consumer_process_stops_on_sigterm_and_logs_json(platform: Platform) -> 
     assert status == 0
 
 
-def test_consumer_without_a_broker_says_what_to_do_in_one_line(platform: Platform) -> None:
+def test_consumer_without_a_broker_says_what_to_do_in_one_line(platform: IntakePlatform) -> None:
     settings = platform.settings.model_copy(update={"broker_url": ""})
     with pytest.raises(ConfigurationError, match="WAYBILL_BROKER_URL"):
         main.consume(settings, threading.Event())
 
 
 def test_intake_queue_that_somebody_else_declared_is_told_once_and_awaited(
-    platform: Platform, upstream: Upstream, caplog: pytest.LogCaptureFixture
+    platform: IntakePlatform, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     platform.stop()
     upstream.channel.queue_delete("waybill.dead")
@@ -633,7 +562,9 @@ def test_intake_queue_that_somebody_else_declared_is_told_once_and_awaited(
     assert sum("waybill.dead exists on the broker with other" in reason for reason in reasons) == 1
 
 
-def test_flood_of_large_bodies_is_refused_in_bounded_memory(platform: Platform, upstream: Upstream) -> None:
+def test_flood_of_large_bodies_is_refused_in_bounded_memory(
+    platform: IntakePlatform, upstream: Upstream
+) -> None:
     body = b'"' + base64.b64encode(b"x" * 6_000_000) + b'"'
     for _ in range(12):
         last = upstream.publish("entities.create", body)

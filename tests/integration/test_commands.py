@@ -1,6 +1,7 @@
 """The operator's commands on a real ledger: users, tokens, jobs, dead letters, contracts."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -10,10 +11,11 @@ from click.testing import CliRunner, Result
 
 from deploy.cli import waybill
 from models.dead_letters.messages import DeadMessage, DeadMessages
-from models.errors import Conflict, Invalid, NotFound
+from models.errors import Conflict, Gone, Invalid, NotFound
 from models.ids import new_id
 from models.job import JobState
 from models.ledger import Outcome
+from tests.kit.ageing import many_finished
 from tests.kit.platform import Platform
 
 Run = Callable[..., Result]
@@ -51,6 +53,18 @@ def test_job_is_listed_shown_and_cancelled(run: Run, platform: Platform) -> None
     assert platform.states([job_id]) == ["cancelled"]
     assert isinstance(run("jobs", "cancel", str(job_id)).exception, Conflict)
     assert isinstance(run("jobs", "show", str(new_id())).exception, NotFound)
+
+
+def test_what_is_past_its_retention_is_counted_then_pruned(run: Run, platform: Platform) -> None:
+    many_finished(platform, 450)
+    ((old,),) = platform.rows("SELECT id FROM jobs LIMIT 1")
+    assert re.search(r"^jobs +450$", run("jobs", "prune", "--dry-run").output, re.MULTILINE)
+    assert run("jobs", "show", str(old)).exit_code == 0
+    told = run("jobs", "prune").output
+    assert re.search(r"^jobs +450$", told, re.MULTILINE)
+    assert re.search(r"^job_events +900$", told, re.MULTILINE)
+    assert isinstance(run("jobs", "show", str(old)).exception, Gone)
+    assert re.search(r"^jobs +0$", run("jobs", "prune", "--dry-run").output, re.MULTILINE)
 
 
 def test_dead_job_is_listed_and_redriven(run: Run, platform: Platform) -> None:

@@ -10,6 +10,7 @@ from threading import Thread
 
 import psycopg
 import pytest
+from alembic import command
 from sqlalchemy import text
 
 from deploy.postgres_server import PostgresServer
@@ -132,6 +133,20 @@ def test_migration_waits_for_the_one_under_way(database: Database) -> None:
     patient.join()
     with database.snapshot() as connection:
         assert is_current(connection)
+
+
+def test_list_index_that_was_built_beforehand_is_taken_and_the_old_ones_go(
+    url: str, database: Database
+) -> None:
+    migrate(database.engine)
+    with database.transaction() as connection:
+        command.downgrade(migrations._config(connection, ()), "0007")
+        connection.execute(text("CREATE INDEX idx_entities_list ON entities (owner_id, created_at, id)"))
+        oid = text("SELECT CAST('idx_entities_list' AS regclass)::oid")
+        built = connection.execute(oid).scalar_one()
+    assert drive("migrate compare current", url) == ["[]", "[]", "True"]
+    with database.snapshot() as connection:
+        assert connection.execute(oid).scalar_one() == built
 
 
 def test_plain_client_finds_the_tables(url: str, database: Database) -> None:

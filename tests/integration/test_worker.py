@@ -16,6 +16,7 @@ from deploy.server import is_running
 from models.ids import new_id
 from models.job import Priority
 from tasks.announcer import Announcer
+from tests.kit.ageing import many_finished
 from tests.kit.platform import Platform
 from tests.kit.tickets import HELD
 from tests.kit.waiting import wait_until
@@ -23,8 +24,11 @@ from tests.kit.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 _RUN = """
 import sys
+from datetime import timedelta
 from models.settings import load_settings
 from tasks import worker
+from tasks.pruner import Pruner
+Pruner.__init__.__kwdefaults__["period"] = timedelta(seconds=1)
 sys.exit(worker.run(load_settings()))
 """
 
@@ -83,12 +87,16 @@ def test_worker_applies_what_is_announced_outlives_a_killed_child_and_stops_warm
     platform: Platform, broker_url: str, announcer: Announcer, tmp_path: Path
 ) -> None:
     log, gate, last = tmp_path / "worker.log", tmp_path / "gate", tmp_path / "last"
+    many_finished(platform, 10)
     with running_worker(platform, broker_url, log) as worker:
         # announced jobs are applied
         creations = [platform.create() for _ in range(20)]
         ids = platform.accept(*creations)
         announcer.jobs({Priority.NORMAL: ids})
         wait_until(lambda: all_succeeded(platform), timeout_seconds=40)
+
+        # what is past its retention goes
+        wait_until(lambda: platform.rows("SELECT count(*) FROM jobs") == [(20,)])
 
         # one whose announcement was lost is rescued
         platform.accept(platform.create())

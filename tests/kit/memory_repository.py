@@ -6,7 +6,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from models.repository import Head, PageQuery
+from models.page_query import PageQuery
+from models.repository import Head
 from models.resource_type import ResourceType
 from models.service import Row
 

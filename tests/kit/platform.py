@@ -41,7 +41,7 @@ class Platform:
         self.ledger = self.container.ledger
         self.registry = self.container.registry
         self.intake = self.container.intake
-        migrate(self.database.engine)
+        migrate(self.database.engine, resources=[one.type for one in self.registry])
         with self.database.transaction() as connection:
             tickets.TABLE.create(connection, checkfirst=True)
         self.admin = self.add_user("admin", Role.ADMIN)

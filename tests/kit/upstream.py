@@ -97,6 +97,12 @@ class Broker:
         found = self.call("GET", f"/queues/{self.vhost}/{queue}")
         return int(found.get("messages", 0))
 
+    def wipe(self) -> None:
+        """Lose everything in the virtual host; its administrator may use it again."""
+        self.delete()
+        self.call("PUT", f"/vhosts/{self.vhost}", {})
+        self._permit(self.user)
+
     def delete(self) -> None:
         """Delete the virtual host with everything in it."""
         self.call("DELETE", f"/vhosts/{self.vhost}")

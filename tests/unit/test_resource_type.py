@@ -55,6 +55,15 @@ def test_name_that_is_no_path_segment_or_taken_is_refused(name: str) -> None:
         parcels(name=name)
 
 
+@pytest.mark.parametrize(("listed_by", "first"), [({}, "owner_id"), ({"listed_by": "label"}, "label")])
+def test_table_has_the_index_of_its_list(listed_by: dict[str, str], first: str) -> None:
+    made = resource_table("x" * 63, Column(*LABEL, nullable=False), **listed_by)
+    metadata.remove(made)
+    (index,) = made.indexes
+    assert [column.name for column in index.columns] == [first, "created_at", "id"]
+    assert len(str(index.name)) == 63
+
+
 def test_table_that_lacks_the_platforms_columns_is_refused() -> None:
     bare = Table("parcels", MetaData(), Column("id", Uuid, primary_key=True), Column(*LABEL))
     with pytest.raises(ConfigurationError, match=r"lacks version, owner_id.*resource_table"):

@@ -46,6 +46,8 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("AMQP_PRINCIPALS", "{"),
         ("AMQP_PRINCIPALS", "[]"),
         ("AMQP_PRINCIPALS", '{"a": 1}'),
+        ("AMQP_REPLY_QUEUES", "replies[.*"),
+        ("BROKER_PASSWORDS", "geheim"),
         ("LOG_LEVEL", "LOUD"),
     ],
 )
