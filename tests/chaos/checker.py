@@ -1,104 +1,381 @@
-"""Looks a ledger over after a fault, for anything that the promise excludes. Breaks nothing itself."""
+"""The checker: reads what a run left behind, and says where the promise was broken. Pure; runs nothing.
 
-from collections.abc import Iterator
+::
+
+    effects    accepted: exactly one effect, or a final refusal and none; unknown: at most one; refused: none
+    order      what was answered before something else was asked took effect before it (one entity), and what
+               stands first in a bulk
+    rest       after healing no job is open, outbox and queues are empty, the ledger agrees with itself
+    finality   a final state never changes
+    callbacks  each outcome that was asked for came, under one id, with one body, signed
+    staleness  nothing is read that is older than what anybody had been shown before
+    privacy    no answer holds what is somebody else's, or another answer
+    footprint  memory, descriptors and connections are about what they were
+"""
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import psycopg
+from tests.chaos.evidence import SUBSCRIBED, Evidence, Op
+from tests.chaos.witness import Witnessed
 
-_FINAL = "('succeeded', 'failed', 'cancelled', 'expired', 'dead')"
+REPAYMENT_SECONDS = 5.0
+"""The cache's one stated staleness: what changed while workers did not reach Redis is forgotten within a
+second of its return. Generous, for busy machines. At any other time a read may not be old at all."""
+
+MEMORY_FACTOR, MEMORY_SLACK = 1.6, 128 * 1024 * 1024
+FILES_FACTOR, FILES_SLACK = 1.5, 64
+CONNECTIONS_SLACK = 40
+"""The pools of ten processes may have grown to their size, and no further."""
+
+EVERYONE = "admin"
+"""Who may see everybody's jobs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """Something that must not be found.
+class Violation:
+    """Something that the promise excludes."""
 
-    Attributes:
-        broken: What it means if it is.
-        query: Finds the offenders, one row each.
-    """
+    rule: str
+    text: str
 
-    broken: str
-    query: str
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text}"
 
 
-RULES = (
-    Rule("jobs without a final state", f"SELECT id, state FROM jobs WHERE state NOT IN {_FINAL}"),
-    Rule("final jobs that are still to be announced", "SELECT id FROM jobs WHERE announce_at IS NOT NULL"),
-    Rule(
-        "jobs that did not end exactly once, in the state that the ledger names",
-        f"""SELECT jobs.id, jobs.state, array_agg(event.state) FROM jobs
-        LEFT JOIN job_events event ON event.job_id = jobs.id AND event.state IN {_FINAL}
-        GROUP BY jobs.id HAVING array_agg(event.state) <> ARRAY[jobs.state]""",
-    ),
-    Rule(
-        "jobs that moved on after their end",
-        f"""SELECT later.job_id FROM job_events later JOIN job_events ending
-        ON ending.job_id = later.job_id AND ending.state IN {_FINAL} AND later.sequence > ending.sequence""",
-    ),
-    Rule(
-        "succeeded creates without their entity",
-        """SELECT jobs.id FROM jobs LEFT JOIN entities ON entities.id = jobs.resource_id
-        WHERE operation = 'create' AND resource = 'entities' AND state = 'succeeded'
-        AND entities.id IS NULL""",
-    ),
-    Rule(
-        "entities without exactly one create that succeeded",
-        """SELECT entities.id, count(jobs.id) FROM entities LEFT JOIN jobs ON jobs.resource_id = entities.id
-        AND operation = 'create' AND resource = 'entities' AND state = 'succeeded'
-        GROUP BY entities.id HAVING count(jobs.id) <> 1""",
-    ),
-    Rule(
-        "entities whose version is not the number of their effects",
-        """SELECT entities.id, entities.version, count(jobs.id) FROM entities JOIN jobs
-        ON jobs.resource_id = entities.id AND resource = 'entities' AND state = 'succeeded'
-        AND operation <> 'read' GROUP BY entities.id HAVING count(jobs.id) <> entities.version""",
-    ),
-    Rule(
-        "idempotency keys that are not one job's",
-        """SELECT key, job_id FROM idempotency_keys LEFT JOIN jobs ON jobs.id = job_id WHERE jobs.id IS NULL
-        UNION ALL SELECT min(key), job_id FROM idempotency_keys GROUP BY job_id HAVING count(*) <> 1""",
-    ),
-    Rule(
-        "ends that were not handed to the outbox exactly once",
-        f"""SELECT event.job_id, count(told) FROM job_events event
-        LEFT JOIN (SELECT unnest(sequences) AS told FROM deliveries WHERE kind = 'events') AS outbox
-        ON told = event.sequence WHERE event.state IN {_FINAL}
-        GROUP BY event.sequence, event.job_id HAVING count(told) <> 1""",
-    ),
-    Rule("deliveries that failed", "SELECT id, kind, error FROM deliveries WHERE state = 'failed'"),
-)
-"""For a ledger whose jobs were never redriven and whose entities were never deleted."""
+def check(evidence: Evidence) -> list[Violation]:
+    """Every violation, rule by rule."""
+    return [Violation(rule, text) for rule, find in RULES.items() for text in find(evidence)]
 
 
-def violations(database_url: str) -> Iterator[str]:
-    """One line for each rule that is broken, with up to three offenders.
-
-    Args:
-        database_url: A platform's database, at rest.
-    """
-    with connect(database_url) as connection:
-        for rule in RULES:
-            found = connection.execute(rule.query).fetchall()  # type: ignore[call-overload]
-            if found:
-                shown = ", ".join(str(row) for row in found[:3])
-                yield f"{len(found)} {rule.broken}: {shown}"
+# ---- effects ---------------------------------------------------------------------------------
 
 
-def is_outbox_empty(database_url: str) -> bool:
-    """Whether nothing is left to be told."""
-    with connect(database_url) as connection:
-        row = connection.execute("SELECT 1 FROM deliveries WHERE announce_at IS NOT NULL LIMIT 1").fetchone()
-    return row is None
+def _effects(evidence: Evidence) -> Iterator[str]:
+    ops = evidence.operations()
+    places: dict[str, list[Witnessed]] = defaultdict(list)
+    deletions: Counter[str] = Counter()
+    for one in evidence.testimonies:
+        for nonce in one.nonces:
+            places[nonce].append(one)
+        deletions[one.entity] += one.action == "delete"
+    for op in ops.values():
+        if op.kind != "delete":
+            yield from _effects_of(op, places.pop(op.nonce, []))
+    for nonce in places:
+        yield f"{nonce} took effect, and nobody asked for it"
+    yield from _deletions(ops, deletions)
+    yield from _chains(evidence.testimonies)
+    yield from _conditions(ops, evidence.testimonies)
 
 
-def count_jobs(database_url: str, state: str = "%") -> int:
-    """Jobs in a state, or all."""
-    with connect(database_url) as connection:
-        row = connection.execute("SELECT count(*) FROM jobs WHERE state LIKE %s", (state,)).fetchone()
-    return int(row[0]) if row else 0
+def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
+    name = f"operation {op.number} ({op.kind}, {op.outcome}, job {op.job}, {op.state})"
+    if len(places) > 1:
+        yield f"{name} took effect {len(places)} times"
+    if any(one.entity != op.entity for one in places):
+        yield f"{name} took effect on another entity"
+    if op.outcome == "fail" and places:
+        yield f"{name} was refused and took effect"
+    if op.state == "succeeded" and not places:
+        yield f"{name} succeeded and had no effect"
+    if op.state not in (None, "succeeded") and places:
+        yield f"{name} did not succeed and took effect"
+    if op.outcome == "ok" and op.state is None:
+        yield f"{name} was accepted and has no outcome"
+    if op.state == "dead":
+        yield f"{name} ended dead, and nothing was wrong with it"
 
 
-def connect(database_url: str) -> "psycopg.Connection[tuple[object, ...]]":
-    """Connect with the tables in sight."""
-    url = database_url.replace("postgresql+psycopg://", "postgresql://")
-    return psycopg.connect(url, options="-c search_path=waybill,public", connect_timeout=10)
+def _deletions(ops: dict[int, Op], deletions: Counter[str]) -> Iterator[str]:
+    certain: Counter[str] = Counter()
+    possible: Counter[str] = Counter()
+    for op in ops.values():
+        if op.kind == "delete":
+            if op.outcome == "ok" and op.state is None:
+                yield f"operation {op.number} (delete) was accepted and has no outcome"
+            certain[op.entity] += op.state == "succeeded"
+            possible[op.entity] += op.state == "succeeded" or (op.state is None and op.outcome == "unknown")
+    for entity in certain | deletions:
+        if not certain[entity] <= deletions[entity] <= possible[entity]:
+            yield (
+                f"entity {entity} was deleted {deletions[entity]} times, "
+                f"and {certain[entity]} deletions succeeded"
+            )
+
+
+def _chains(testimonies: Sequence[Witnessed]) -> Iterator[str]:
+    """An entity's versions count its effects, without a gap; a re-created one goes on."""
+    last: dict[str, Witnessed] = {}
+    for one in testimonies:
+        before = last.get(one.entity)
+        last[one.entity] = one
+        made = one.version - (one.from_version or 0)
+        if one.action == "insert":
+            floor = before.version if before is not None else 0
+            if before is not None and before.action != "delete":
+                yield f"entity {one.entity} was created twice (n {one.n})"
+            elif one.version - len(one.nonces) < floor or (before is None and made != len(one.nonces)):
+                yield (
+                    f"entity {one.entity} came with version {one.version} "
+                    f"by {len(one.nonces)} operations (n {one.n})"
+                )
+            continue
+        if before is None or before.action == "delete" or before.version != one.from_version:
+            if one.action == "update":
+                yield f"entity {one.entity} was changed from a version that it did not have (n {one.n})"
+            continue
+        if one.action == "update" and made != len(one.nonces):
+            yield f"entity {one.entity}: {made} versions by {len(one.nonces)} operations (n {one.n})"
+
+
+def _conditions(ops: dict[int, Op], testimonies: Sequence[Witnessed]) -> Iterator[str]:
+    """Of those that demanded a version, and succeeded, each found it; and no two the same."""
+    made: dict[tuple[str, int], Op] = {}
+    spans = {nonce: one for one in testimonies for nonce in one.nonces}
+    for op in ops.values():
+        if op.kind == "delete" or op.version is None or op.state != "succeeded":
+            continue
+        demanded = op.facts.get("if_match")
+        if demanded is not None and op.version != demanded + 1:
+            yield f"operation {op.number} demanded version {demanded} and made {op.version}"
+        rival = made.setdefault((op.entity, op.version), op)
+        if rival is not op:
+            yield f"operations {rival.number} and {op.number} both made version {op.version} of {op.entity}"
+        span = spans.get(op.nonce)
+        if span is not None and not (span.version - len(span.nonces) < op.version <= span.version):
+            yield f"operation {op.number} says that it made version {op.version}, the witness {span.version}"
+
+
+# ---- order -----------------------------------------------------------------------------------
+
+
+def _order(evidence: Evidence) -> Iterator[str]:
+    placed: dict[str, Witnessed] = {}
+    for one in evidence.testimonies:
+        for nonce in one.nonces:
+            placed.setdefault(nonce, one)
+    by_entity: dict[str, list[Op]] = defaultdict(list)
+    for op in evidence.operations().values():
+        if op.nonce in placed and not op.is_later and op.kind != "delete":
+            by_entity[op.entity].append(op)
+    for ops in by_entity.values():
+        yield from _order_in_bulks(ops, placed)
+        answered = sorted((op for op in ops if op.answered is not None), key=lambda op: op.answered or 0)
+        highest: list[Op] = []  # of the first so many answers, the one that took effect last
+        for op in answered:
+            is_later = not highest or _place(op, placed, 0) >= _place(highest[-1], placed, 0)
+            highest.append(op if is_later else highest[-1])
+        times = [op.answered or 0 for op in answered]
+        for op in ops:
+            before = bisect_left(times, op.invoked)
+            if not before:
+                continue
+            rival = highest[before - 1]
+            if _place(rival, placed, 0) > _place(op, placed, _UNSEEN):
+                yield (
+                    f"operation {rival.number} was answered at {rival.answered:.3f}, before operation "
+                    f"{op.number} was asked at {op.invoked:.3f}, and took effect after it ({op.entity})"
+                )
+
+
+def _order_in_bulks(ops: Sequence[Op], placed: dict[str, Witnessed]) -> Iterator[str]:
+    """A bulk is taken in in its order."""
+    last: dict[str, Op] = {}
+    for op in ops:
+        bulk = op.facts.get("bulk")
+        if bulk is not None:
+            rival = last.get(bulk)
+            if rival is not None and _place(rival, placed, 0) > _place(op, placed, _UNSEEN):
+                yield f"operation {op.number} stands behind {rival.number} in a bulk and took effect first"
+            last[bulk] = op
+
+
+_UNSEEN = 2**63
+
+
+def _place(op: Op, placed: dict[str, Witnessed], unseen: int) -> tuple[int, int]:
+    """Where it took effect: the change, and in it the version (``unseen`` where nobody saw that)."""
+    return placed[op.nonce].n, unseen if op.version is None else op.version
+
+
+# ---- rest ------------------------------------------------------------------------------------
+
+
+def _rest(evidence: Evidence) -> Iterator[str]:
+    yield from evidence.leftovers
+    yield from evidence.ledger
+
+
+# ---- finality --------------------------------------------------------------------------------
+
+
+def _finality(evidence: Evidence) -> Iterator[str]:
+    final: dict[str, tuple[float, tuple[object, ...]]] = {}
+    for line in evidence.seen():
+        facts = (line["state"], line["sequence"], line.get("version"), line.get("nonces"))
+        known = final.get(line["job"])
+        if known is None:
+            if line["done"]:
+                final[line["job"]] = (line["at"], facts)
+        elif facts != known[1] and (line["done"] or line["since"] > known[0]):
+            then, now = f"{known[0]:.3f}", f"{line['at']:.3f}"
+            yield f"job {line['job']} was {known[1][:3]} at {then} and {facts[:3]} at {now}"
+    for line in evidence.lines:
+        if line["event"] == "replied" and line["job"] in final and final[line["job"]][1][0] != line["state"]:
+            yield f"job {line['job']} was replied as {line['state']} and is {final[line['job']][1][0]}"
+        if line["event"] == "replayed" and line["job"] != line["first"]:
+            yield f"operation {line['op']} became two jobs under one key: {line['first']}, {line['job']}"
+        if line["event"] == "lost":
+            yield f"job {line['job']} was accepted and is answered {line['status']} at {line['at']:.3f}"
+
+
+# ---- callbacks -------------------------------------------------------------------------------
+
+
+def _callbacks(evidence: Evidence) -> Iterator[str]:
+    by_job = defaultdict(list)
+    for one in evidence.arrivals:
+        by_job[one.job].append(one)
+        if not one.is_signed:
+            yield f"callback {one.webhook_id} is not signed as it should be"
+    jobs = {op.job: op for op in evidence.operations().values() if op.job is not None}
+    for job, op in jobs.items():
+        if op.user in evidence.users and op.state is not None and op.facts["via"] == "http":
+            is_wanted = bool(op.facts.get("callback")) or op.state in SUBSCRIBED
+            if is_wanted and job not in by_job:
+                yield f"job {job} ({op.state}, operation {op.number}) was never announced"
+            if not is_wanted and job in by_job:
+                yield f"job {job} ({op.state}, operation {op.number}) was announced, and nobody had asked"
+    for job, came in by_job.items():
+        wanted = jobs.get(job)
+        if len({one.webhook_id for one in came}) > 1:
+            yield f"job {job} was announced under {len({one.webhook_id for one in came})} ids"
+        if len({one.digest for one in came}) > 1:
+            yield f"job {job} was announced with {len({one.digest for one in came})} bodies"
+        if wanted is not None and any(one.user != wanted.user for one in came):
+            yield f"job {job} of {wanted.user} was announced to somebody else"
+        if wanted is not None and wanted.state and any(one.state != wanted.state for one in came):
+            yield f"job {job} is {wanted.state} and was announced as {sorted({one.state for one in came})}"
+
+
+# ---- staleness -------------------------------------------------------------------------------
+
+
+def _staleness(evidence: Evidence) -> Iterator[str]:
+    shown: dict[str, list[tuple[float, int]]] = defaultdict(list)  # when, and the highest version until then
+    cleared: dict[str, float] = {}
+    troubles = _cache_troubles(evidence)
+    for line in evidence.lines:
+        if line["event"] == "invoke" and line["kind"] == "delete":
+            cleared.setdefault(line["entity"], line["at"])
+    for line in evidence.lines:
+        match line["event"]:
+            case "seen" if line["state"] == "succeeded" and "version" in line:
+                _note(shown[line["entity"]], line["at"], line["version"])
+            case "read":
+                if any(begin <= line["at"] and line["since"] <= end for begin, end in troubles):
+                    continue
+                floor = _floor(shown[line["entity"]], line["since"])
+                if "version" not in line:
+                    if (
+                        floor
+                        and line["status"] == 404
+                        and cleared.get(line["entity"], line["at"]) >= line["at"]
+                    ):
+                        yield f"entity {line['entity']} was at {floor} and not found at {line['since']:.3f}"
+                    continue
+                if line["version"] < floor:
+                    yield (
+                        f"entity {line['entity']} was shown at {floor}, and read at {line['version']} "
+                        f"at {line['since']:.3f}"
+                    )
+                _note(shown[line["entity"]], line["at"], line["version"])
+
+
+def _cache_troubles(evidence: Evidence) -> list[tuple[float, float]]:
+    """When what a read brings may be what the cache has kept, and workers could not correct."""
+    troubles = []
+    for line in evidence.lines:
+        reaches_workers = "redis" in line.get("name", "").replace("api-redis", "")
+        if line["event"] == "fault" and reaches_workers:
+            troubles.append((line["at"], float("inf")))
+        elif line["event"] == "healed" and reaches_workers:
+            troubles[-1] = (troubles[-1][0], line["at"] + REPAYMENT_SECONDS)
+    return troubles
+
+
+def _note(shown: list[tuple[float, int]], at: float, version: int) -> None:
+    if not shown or version > shown[-1][1]:
+        shown.append((at, version))
+
+
+def _floor(shown: list[tuple[float, int]], since: float) -> int:
+    place = bisect_left(shown, (since, 0))
+    return shown[place - 1][1] if place else 0
+
+
+# ---- privacy ---------------------------------------------------------------------------------
+
+
+def _privacy(evidence: Evidence) -> Iterator[str]:
+    ops = evidence.operations()
+    owners = {op.entity: op.user for op in ops.values()}
+    sown: dict[str, set[str]] = defaultdict(set)
+    for op in ops.values():
+        sown[op.entity].add(op.nonce)
+    by_job = {op.job: op for op in ops.values() if op.job is not None}
+    for line in evidence.lines:
+        match line["event"]:
+            case "foreign":
+                yield f"{line['user']} read {line['entity']}, which is somebody else's"
+            case "read" if "version" in line:
+                if line["shown"] != line["entity"]:
+                    yield f"asked for entity {line['entity']}, {line['user']} was shown {line['shown']}"
+                if (
+                    line["owner"] != evidence.users.get(line["user"])
+                    or owners.get(line["shown"]) != line["user"]
+                ):
+                    yield f"{line['user']} was shown entity {line['shown']} of somebody else"
+                if not set(line["nonces"]) <= sown[line["shown"]]:
+                    yield f"entity {line['shown']} was shown with what was never sent to it"
+            case "seen":
+                if line.get("asked", line["job"]) != line["job"]:
+                    yield f"asked for job {line['asked']}, {line['user']} was shown {line['job']}"
+                if line["user"] != EVERYONE and owners.get(line["entity"]) != line["user"]:
+                    yield f"{line['user']} was shown job {line['job']} of somebody else"
+                asked = by_job.get(line["job"])
+                if asked and (asked.entity, asked.kind) != (line["entity"], line["operation"]):
+                    yield f"job {line['job']} is shown as another operation than {asked.number}"
+                if not set(line.get("nonces", ())) <= sown[line["entity"]]:
+                    yield f"job {line['job']} was shown with a result that is not its entity's"
+
+
+# ---- footprint -------------------------------------------------------------------------------
+
+
+def _footprint(evidence: Evidence) -> Iterator[str]:
+    before, after = evidence.before, evidence.after
+    if before is None or after is None:
+        return
+    for kind, memory in before.memory.items():
+        if after.memory.get(kind, 0) > memory * MEMORY_FACTOR + MEMORY_SLACK:
+            yield f"{kind} grew from {memory >> 20} to {after.memory[kind] >> 20} MiB"
+        if after.files.get(kind, 0) > before.files[kind] * FILES_FACTOR + FILES_SLACK:
+            yield f"{kind} went from {before.files[kind]} to {after.files[kind]} descriptors"
+    if after.database_connections > before.database_connections + CONNECTIONS_SLACK:
+        yield f"database connections went from {before.database_connections} to {after.database_connections}"
+
+
+RULES: dict[str, Callable[[Evidence], Iterator[str]]] = {
+    "effects": _effects,
+    "order": _order,
+    "rest": _rest,
+    "finality": _finality,
+    "callbacks": _callbacks,
+    "staleness": _staleness,
+    "privacy": _privacy,
+    "footprint": _footprint,
+}

@@ -12,7 +12,8 @@ import psutil
 from dotenv import dotenv_values
 
 from deploy.data_directory import DataDirectory
-from tests.chaos import checker
+from tests.chaos import ledger
+from tests.chaos.broker import full_queues
 from tests.kit.client import Client
 from tests.kit.launched import Launched, ended, launched_whole
 from tests.kit.upstream import ManagementApi
@@ -55,7 +56,7 @@ def run(directory: DataDirectory, jobs: int, *, say: Callable[[str], None] = lam
             killed.append((kind, pid))
             family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
             os.kill(pid, signal.SIGKILL)
-            say(f"killed {kind} (pid {pid}) after {checker.count_jobs(database_url, 'succeeded')} jobs")
+            say(f"killed {kind} (pid {pid}) after {ledger.count_jobs(database_url, 'succeeded')} jobs")
             if kind == "worker":
                 wait_until(lambda those=family: all(ended(one) for one in those), what="no orphan of it")
         status = up.wait_exit(300)
@@ -71,7 +72,7 @@ def _await_applied(up: Launched, count: int) -> str:
     database_url = str(dotenv_values(file)["WAYBILL_DATABASE_URL"])
     wait_until(lambda: "Admin login" in up.said(), timeout_seconds=90, what="the platform is ready")
     wait_until(
-        lambda: checker.count_jobs(database_url, "succeeded") >= count,
+        lambda: ledger.count_jobs(database_url, "succeeded") >= count,
         timeout_seconds=90,
         what=f"{count} jobs have succeeded",
     )
@@ -86,20 +87,14 @@ def _found_at_rest(directory: DataDirectory, jobs: int, say: Callable[[str], Non
         database_url = str(settings["WAYBILL_DATABASE_URL"])
         broker = ManagementApi(str(settings["WAYBILL_BROKER_API_URL"]))
         wait_until(
-            lambda: checker.is_outbox_empty(database_url), timeout_seconds=REST_SECONDS, what="outbox empty"
+            lambda: ledger.is_outbox_empty(database_url), timeout_seconds=REST_SECONDS, what="outbox empty"
         )
-        wait_until(lambda: not _full_queues(broker), timeout_seconds=30, what="queues empty")
+        wait_until(lambda: not full_queues(broker), timeout_seconds=30, what="queues empty")
         say("outbox and queues are empty")
-        accepted = checker.count_jobs(database_url)
+        accepted = ledger.count_jobs(database_url)
         if accepted != jobs:
             yield f"{accepted} jobs in the ledger, and {jobs} requests"
-        yield from checker.violations(database_url)
+        yield from ledger.violations(database_url)
         ready = Client(f"http://127.0.0.1:{up.api_port}").call("GET", "/health/ready")
         if ready.status != 200:
             yield f"not ready: {ready.body!r}"
-
-
-def _full_queues(broker: ManagementApi) -> list[str]:
-    """Our queues that hold a message, by what RabbitMQ counts (it counts every 5 s)."""
-    queues = broker.call("GET", "/queues")
-    return [one["name"] for one in queues if one["name"].startswith("waybill.") and one.get("messages", 1)]

@@ -9,7 +9,8 @@ from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer, find_rabbitmq
 from deploy.redis_server import RedisServer, find_redis
 from models.ids import new_id
-from tests.chaos import checker, seed
+from tests.chaos import ledger as ledger_check
+from tests.chaos import seed
 from tests.kit.platform import Platform, running_platform
 from tests.kit.servers import require, temporary_data_directory
 
@@ -80,8 +81,8 @@ def test_checker_finds_planted_damage(ledger: Platform, damage: str, rule: str) 
     ledger.rows("DELETE FROM idempotency_keys")
     ledger.made(ledger.create(str(new_id())))
     url = ledger.settings.database_url
-    assert list(checker.violations(url)) == []
+    assert list(ledger_check.violations(url)) == []
 
     ledger.rows(damage)
 
-    assert any(rule in line for line in checker.violations(url))
+    assert any(rule in line for line in ledger_check.violations(url))

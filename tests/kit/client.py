@@ -30,12 +30,13 @@ class Client:
     Args:
         url: Its root, without a path.
         token: An access token, if there is one already.
+        timeout_seconds: How long it waits for an answer.
     """
 
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", *, timeout_seconds: float = 40) -> None:
         self.url = url
         self.token = token
-        self._pool = urllib3.PoolManager(retries=False, timeout=40)
+        self._pool = urllib3.PoolManager(retries=False, timeout=timeout_seconds)
 
     def log_in(self, email: str, password: str) -> str:
         """Get a token, and use it from now on."""

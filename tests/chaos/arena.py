@@ -1,0 +1,279 @@
+"""The arena: the platform as ``waybill up --full`` runs it, but with a faulty link between every pair.
+
+Its processes are those of ``deploy/children.py``, kept by the launcher's own supervisor. Only their URLs
+differ: each kind of process reaches each server through a link of its own. The servers belong to the arena,
+which may kill and wipe them, not to the supervisor. What to break and when: ``faults.py``.
+"""
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+
+from deploy import children, schema
+from deploy.child import Child, ChildSpec
+from deploy.data_directory import DataDirectory
+from deploy.ports import free_port
+from deploy.postgres_server import PostgresServer
+from deploy.rabbitmq_server import RabbitMQServer
+from deploy.readiness import ask_ready
+from deploy.redis_server import RedisServer
+from deploy.supervisor import Supervisor
+from models.settings import Settings
+from tests.chaos import witness
+from tests.kit.faulty_link import FaultyLink
+from tests.kit.servers import temporary_data_directory
+from tests.kit.waiting import wait_until
+
+CHECKOUT = Path(__file__).parents[2]
+ADMIN, PASSWORD = "admin@waybill.local", "correct horse battery staple"
+KINDS = ("api", "worker", "consumer")
+SERVERS = ("postgres", "rabbitmq", "redis")
+_WIDE_LIMITS = "=9000000/minute,".join(
+    ["list", "read", "write", "delete", "bulk", "jobs", "control", "login"]
+)
+"""So wide that they bind nobody, and not ``off``: the limiter shall ask Redis."""
+
+_PLANTED = (
+    "import sys; from tests.chaos import bugs; bugs.plant(sys.argv.pop(1)); "
+    "from deploy.cli import main; main()"
+)
+"""The command line, with a bug planted beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the platform holds.
+
+    Attributes:
+        memory: Resident bytes by kind of process, the largest of its processes.
+        files: Open descriptors, likewise.
+        database_connections: Of all processes together.
+    """
+
+    memory: Mapping[str, int]
+    files: Mapping[str, int]
+    database_connections: int
+
+
+class Arena:
+    """A running platform that may be broken.
+
+    Args:
+        directory: Prepared, of its own.
+        output: Receives what its processes say.
+        bugs: Of ``bugs.py`` to be planted in its processes, comma-separated; empty: none.
+    """
+
+    def __init__(self, directory: DataDirectory, output: Path, *, bugs: str = "") -> None:
+        self.directory = directory
+        self._bugs = bugs
+        self.postgres = PostgresServer(directory)
+        self.rabbitmq = RabbitMQServer(directory)
+        self.redis = RedisServer(directory)
+        self.links: dict[str, FaultyLink] = {}
+        self.api_port = free_port()
+        self.output = output
+        self._supervisor = Supervisor(directory.run / "processes.json")
+        self._children: list[Child] = []
+        self._must_stop = threading.Event()
+        self._is_launched = threading.Event()
+        # One thread launches and watches: the processes die with the thread that made them.
+        self._keeper = threading.Thread(target=self._keep, name="supervisor")
+
+    # ---- beginning and end -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start servers, links and processes, and wait until the platform says that it is ready."""
+        for server in (self.rabbitmq, self.redis, self.postgres):
+            server.launch()
+        for server in (self.rabbitmq, self.redis, self.postgres):
+            server.wait_ready()
+        settings = self._settings()
+        schema.prepare(settings)
+        witness.install(self.postgres.url)
+        targets = {
+            "postgres": self.postgres.port,
+            "rabbitmq": self.rabbitmq.port,
+            "redis": self.redis.port,
+        }
+        for kind in KINDS:
+            for server_name, port in targets.items():
+                self.add_link(f"{kind}-{server_name}", port)
+        self.add_link("client-api", self.api_port)
+        self.directory.empty_metrics()
+        self._children = [self._child(spec, settings) for spec in children.FULL if spec.name != "flower"]
+        self._keeper.start()
+        self._is_launched.wait(60)
+        wait_until(
+            self.is_ready,
+            timeout_seconds=120,
+            every_seconds=0.2,
+            what="the platform is ready",
+        )
+
+    def stop(self) -> None:
+        """End everything."""
+        self.let_all_go_on()
+        self._must_stop.set()
+        if self._keeper.ident is not None:
+            self._keeper.join(60)
+        for link in self.links.values():
+            link.close()
+        for server in (self.rabbitmq, self.redis, self.postgres):
+            server.kill()
+
+    def is_ready(self) -> bool:
+        """What it says of itself, asked without a link."""
+        return ask_ready(f"http://127.0.0.1:{self.api_port}").is_ready
+
+    # ---- links -------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Where clients find the API: behind a link."""
+        return f"http://127.0.0.1:{self.links['client-api'].port}"
+
+    def add_link(self, name: str, port: int) -> FaultyLink:
+        """A further link."""
+        link = self.links[name] = FaultyLink(name, port)
+        return link
+
+    def heal(self) -> None:
+        """Fair weather everywhere, and nobody stopped."""
+        for link in self.links.values():
+            link.heal()
+        self.let_all_go_on()
+
+    # ---- processes ---------------------------------------------------------------------
+
+    def mains(self, kind: str) -> list[psutil.Process]:
+        """The main processes of a kind: of workers there are four."""
+        found = []
+        for child in self._children:
+            pid = child.pid
+            if kind in child.kinds and pid is not None:
+                with suppress(psutil.Error):
+                    found.append(psutil.Process(pid))
+        return found
+
+    def pool(self, kind: str = "worker") -> list[psutil.Process]:
+        """The children of those: Celery's pool processes."""
+        found: list[psutil.Process] = []
+        for main in self.mains(kind):
+            with suppress(psutil.Error):
+                found += main.children(recursive=True)
+        return found
+
+    def let_all_go_on(self) -> None:
+        """SIGCONT for everything of ours that was stopped."""
+        for kind in KINDS:
+            for process in [*self.mains(kind), *self.pool(kind)]:
+                with suppress(psutil.Error):
+                    process.resume()
+
+    def footprint(self) -> Footprint:
+        """What it holds now."""
+        memory: dict[str, int] = {}
+        files: dict[str, int] = {}
+        for kind in KINDS:
+            for process in [*self.mains(kind), *self.pool(kind)]:
+                with suppress(psutil.Error):
+                    memory[kind] = max(memory.get(kind, 0), process.memory_info().rss)
+                    files[kind] = max(files.get(kind, 0), process.num_fds())
+        connections = sum(link.connections for name, link in self.links.items() if name.endswith("-postgres"))
+        return Footprint(memory, files, connections)
+
+    # ---- servers -----------------------------------------------------------------------
+
+    def wipe_rabbitmq(self) -> None:
+        """Kill the broker, forget all that it held, and start it anew."""
+        self.rabbitmq.kill()
+        shutil.rmtree(self.directory.path / "rabbitmq" / "mnesia", ignore_errors=True)
+        self.rabbitmq.start()
+
+    def restart(self, name: str) -> None:
+        """Start a server again that was killed."""
+        server = {"postgres": self.postgres, "rabbitmq": self.rabbitmq, "redis": self.redis}[name]
+        server.launch()
+        server.wait_ready()
+
+    # ---- inside ------------------------------------------------------------------------
+
+    def _settings(self) -> Settings:
+        return Settings(
+            _env_file=None,
+            database_url=self.postgres.url,
+            broker_url=self.rabbitmq.url,
+            redis_url=self.redis.url,
+            broker_api_url=self.rabbitmq.api_url,
+            data_dir=self.directory.path,
+            api_port=self.api_port,
+            admin_email=ADMIN,
+            admin_password=PASSWORD,
+            rate_limits=_WIDE_LIMITS + "=9000000/minute",
+            callback_allow_private=True,
+        )
+
+    def _child(self, spec: ChildSpec, settings: Settings) -> Child:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
+        environment = children.child_environment(settings, inherited)
+        (kind,) = spec.kinds
+        for name in SERVERS:
+            variable = {"postgres": "DATABASE", "rabbitmq": "BROKER", "redis": "REDIS"}[name]
+            url = environment[f"WAYBILL_{variable}_URL"]
+            environment[f"WAYBILL_{variable}_URL"] = _through(url, self.links[f"{kind}-{name}"].port)
+        environment |= {
+            "PYTHONPATH": str(CHECKOUT),
+            "WAYBILL_CALLBACK_ALLOW_PRIVATE": "1",
+            "WAYBILL_AMQP_PRINCIPALS": f'{{"waybill": "{ADMIN}"}}',
+        }
+        if self._bugs:
+            options = spec.command[spec.command.index("deploy.cli") + 1 :]
+            spec = ChildSpec(
+                spec.name, spec.kinds, (sys.executable, "-P", "-c", _PLANTED, self._bugs, *options)
+            )
+        return _QuietChild(spec, environment, self.output)
+
+    def _keep(self) -> None:
+        try:
+            for child in self._children:
+                self._supervisor.add(child, child.kinds)
+            self._is_launched.set()
+            self._supervisor.watch(self._must_stop.is_set)
+        finally:
+            self._supervisor.stop(children.STOP_PHASES)
+
+
+class _QuietChild(Child):
+    """A child that writes to a file instead of to our output."""
+
+    def __init__(self, spec: ChildSpec, environment: Mapping[str, str], output: Path) -> None:
+        shell = ("/bin/sh", "-c", f'exec "$@" >>{output} 2>&1', "sh")
+        super().__init__(ChildSpec(spec.name, spec.kinds, (*shell, *spec.command)), environment)
+
+
+@contextmanager
+def running_arena(output: Path, *, bugs: str = "") -> Iterator[Arena]:
+    """An arena for the length of a block; nothing is left of it."""
+    with temporary_data_directory() as directory:
+        arena = Arena(directory, output, bugs=bugs)
+        try:
+            arena.start()
+            yield arena
+        finally:
+            arena.stop()
+
+
+def _through(url: str, port: int) -> str:
+    """The same server, by another port."""
+    parts = urlsplit(url)
+    host = f"{parts.username or ''}:{parts.password}@127.0.0.1:{port}"
+    return urlunsplit(parts._replace(netloc=host))

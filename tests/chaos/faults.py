@@ -1,0 +1,214 @@
+"""The faults: what may be broken, and in which order a seed breaks it. Whether it mattered: ``checker.py``.
+
+A fault is begun, lasts, and is lifted. Everything about it is decided by the seed beforehand, but which of
+several like processes it meets: those are chosen when it comes, by the fault's own number.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import psutil
+
+from tests.chaos.arena import KINDS, Arena
+from tests.chaos.ledger import connect
+from tests.kit.faulty_link import Mode, Weather
+
+Lift = Callable[[], None]
+"""Ends a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One that is planned.
+
+    Attributes:
+        kind: What is done: ``kill``, ``wipe``, or a link's mode.
+        target: To what: a kind of process, a server, or a link.
+        seconds: How long it lasts.
+        draw: A number of its own, for what is to be chosen when it comes.
+    """
+
+    kind: str
+    target: str
+    seconds: float
+    draw: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target}"
+
+    def begin(self, arena: Arena) -> Lift:
+        """Break it."""
+        return _BEGIN[self.kind](arena, self)
+
+
+LINKS = (
+    "client-api",
+    *(f"{kind}-{server}" for kind in KINDS for server in ("postgres", "rabbitmq")),
+    "api-redis",
+    "worker-redis",
+    "worker-receiver",
+)
+"""Consumers do not use Redis."""
+
+MODES = tuple(mode for mode in Mode if mode is not Mode.PASS)
+
+CATALOGUE: tuple[tuple[str, str], ...] = (
+    *((str(mode), link) for mode in MODES for link in LINKS),
+    *((kind, target) for kind in ("stop", "kill", "term") for target in ("api", "worker", "consumer")),
+    ("stop", "pool"),
+    ("kill", "pool"),
+    ("kill", "whole-pool"),
+    ("kill", "rabbitmq"),
+    ("wipe", "rabbitmq"),
+    ("stop", "rabbitmq"),
+    ("kill", "redis"),
+    ("stop", "redis"),
+    ("kill", "postgres"),
+    ("immediate", "postgres"),
+    ("kill-backend", "postgres"),
+    ("stop", "postgres"),
+)
+"""All that there are: kind and target."""
+
+_GRAVE = tuple(one for one in CATALOGUE if one[0] not in MODES)
+
+_LONG_SHARE = 0.15
+"""So many last longer than most time-outs."""
+
+
+def schedule(seed: int, count: int) -> list[list[Fault]]:
+    """``count`` rounds of one fault, at times two at once; the same for the same seed.
+
+    Half of the rounds break processes or servers, half links. Within each half nothing comes twice before
+    everything came once.
+    """
+    chance = random.Random(f"faults-{seed}")
+    decks: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    rounds = []
+    for place in range(count):
+        planned = [_drawn(decks, chance, is_grave=place % 2 == 0)]
+        if chance.random() < 0.25:
+            second = _drawn(decks, chance, is_grave=chance.random() < 0.5)
+            if second.target != planned[0].target:
+                planned.append(second)
+        rounds.append(planned)
+    return rounds
+
+
+def _drawn(decks: dict[bool, list[tuple[str, str]]], chance: random.Random, *, is_grave: bool) -> Fault:
+    if not decks[is_grave]:
+        decks[is_grave] = [one for one in CATALOGUE if (one in _GRAVE) == is_grave]
+        chance.shuffle(decks[is_grave])
+    kind, target = decks[is_grave].pop()
+    seconds = chance.uniform(8, 20) if chance.random() < _LONG_SHARE else chance.uniform(1, 5)
+    return Fault(kind, target, round(seconds, 2), chance.getrandbits(32))
+
+
+# ---- links -----------------------------------------------------------------------------------
+
+
+def _weather(arena: Arena, fault: Fault) -> Lift:
+    link = arena.links[fault.target]
+    chance = random.Random(fault.draw)
+    mode = Mode(fault.kind)
+    seconds = {Mode.DELAY: chance.uniform(0.05, 0.6), Mode.TRICKLE: 0.02}.get(mode, 0.0)
+    link.set(Weather(mode, seconds=seconds, after_bytes=chance.choice([0, 0, 40, 300, 3000]), piece=256))
+    return link.heal
+
+
+# ---- processes -------------------------------------------------------------------------------
+
+
+def _victims(arena: Arena, fault: Fault) -> list[psutil.Process]:
+    chance = random.Random(fault.draw)
+    if fault.target in ("pool", "whole-pool"):
+        pool = arena.pool()
+        return pool if fault.target == "whole-pool" else [chance.choice(pool)] if pool else []
+    if fault.target in KINDS:
+        mains = arena.mains(fault.target)
+        return [chance.choice(mains)] if mains else []
+    pid = {"postgres": arena.postgres, "rabbitmq": arena.rabbitmq, "redis": arena.redis}[fault.target].pid
+    with suppress(psutil.Error):
+        main = psutil.Process(pid)
+        return [main, *main.children(recursive=True)] if fault.target == "postgres" else [main]
+    return []
+
+
+def _signal(number: signal.Signals, arena: Arena, fault: Fault) -> Lift:
+    """To our own: the supervisor starts again what ends."""
+    for victim in _victims(arena, fault):
+        with suppress(psutil.Error):
+            victim.send_signal(number)
+    return _nothing
+
+
+def _stop(arena: Arena, fault: Fault) -> Lift:
+    victims = _victims(arena, fault)
+
+    def go_on() -> None:
+        for victim in victims:
+            with suppress(psutil.Error):
+                victim.resume()
+
+    for victim in victims:
+        with suppress(psutil.Error):
+            victim.suspend()
+    return go_on
+
+
+def _kill(arena: Arena, fault: Fault) -> Lift:
+    if fault.target not in ("postgres", "rabbitmq", "redis"):
+        return _signal(signal.SIGKILL, arena, fault)
+    for victim in _victims(arena, fault)[:1]:
+        victim.kill()
+    return partial(arena.restart, fault.target)
+
+
+def _immediate(arena: Arena, fault: Fault) -> Lift:
+    """PostgreSQL's immediate shutdown: no checkpoint, recovery at the next start."""
+    for victim in _victims(arena, fault)[:1]:
+        victim.send_signal(signal.SIGQUIT)
+    return partial(arena.restart, "postgres")
+
+
+def _kill_backend(arena: Arena, fault: Fault) -> Lift:
+    """One session's process: PostgreSQL then throws out everybody and recovers by itself."""
+    with suppress(Exception), connect(arena.postgres.url) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND application_name LIKE 'waybill%'"
+        ).fetchall()
+        pids = sorted(int(str(row[0])) for row in rows)
+        if pids:
+            os.kill(random.Random(fault.draw).choice(pids), signal.SIGKILL)
+    return _nothing
+
+
+def _wipe(arena: Arena, fault: Fault) -> Lift:
+    arena.rabbitmq.kill()
+    return arena.wipe_rabbitmq
+
+
+def _nothing() -> None:
+    """It is over by itself."""
+
+
+_BEGIN: dict[str, Callable[[Arena, Fault], Lift]] = {
+    **dict.fromkeys(map(str, MODES), _weather),
+    "stop": _stop,
+    "kill": _kill,
+    "term": partial(_signal, signal.SIGTERM),
+    "immediate": _immediate,
+    "kill-backend": _kill_backend,
+    "wipe": _wipe,
+}
+
+
+def begin_all(arena: Arena, faults: Sequence[Fault]) -> list[Lift]:
+    """Begin a round."""
+    return [fault.begin(arena) for fault in faults]

@@ -1,0 +1,258 @@
+"""A run from the first client to the last verdict: workload on, faults in turn, healing, rest, judgement."""
+
+import random
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos import faults, ledger, witness
+from tests.chaos.arena import ADMIN, PASSWORD, Arena, Footprint, running_arena
+from tests.chaos.broker import full_queues
+from tests.chaos.canary import PATIENCE_SECONDS, Canary
+from tests.chaos.checker import EVERYONE, Violation, check
+from tests.chaos.crowd import Crowd
+from tests.chaos.evidence import SUBSCRIBED, Evidence, arrivals
+from tests.chaos.garden import Garden
+from tests.chaos.history import History, kept
+from tests.chaos.upstream import UpstreamSystem
+from tests.chaos.workload import User, Worker
+from tests.kit.client import Client
+from tests.kit.receiver import Behaviour, Exchange, WebhookReceiver, answer
+from tests.kit.upstream import ManagementApi
+
+WARM_UP_SECONDS = 4.0
+_HASTEN_EVERY_SECONDS = 8.0
+_CLIENTS_EACH = 4
+_USERS = ("ada", "bob")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        seconds: From the first fault to the last, about: slow recoveries make it longer.
+        seed: Decides faults, and what each client draws.
+        rate: Acts a second, of all HTTP clients together.
+        rounds: The faults, one or two at once.
+        bugs: Of ``bugs.py`` to be planted, comma-separated; empty: none.
+        rest_seconds: What is not at rest by then never is. (Claims of the dead last 60 s, retries some more.)
+    """
+
+    seconds: float
+    seed: int
+    rate: float
+    rounds: Sequence[Sequence[faults.Fault]]
+    bugs: str = ""
+    rest_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How it went.
+
+    Attributes:
+        recoveries: Seconds from the lifting of a fault until a new job succeeded, by fault.
+        states: Jobs by the state in which they ended.
+        outcomes: Operations by what their clients were told.
+        callbacks: Arrived.
+        changes: That the witness saw.
+        rest_seconds: From the last fault until nothing was left to be done.
+    """
+
+    violations: Sequence[Violation]
+    recoveries: dict[str, list[float]]
+    states: Counter[str]
+    outcomes: Counter[str]
+    callbacks: int
+    changes: int
+    rest_seconds: float
+
+
+def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
+    """Run a plan.
+
+    Args:
+        plan: What.
+        folder: Receives ``history.jsonl``, ``platform.log`` and ``violations.txt``.
+        say: Receives what happens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"starting a platform of its own; seed {plan.seed}, {len(plan.rounds)} rounds of faults")
+    with (
+        kept(folder / "history.jsonl") as history,
+        WebhookReceiver() as receiver,
+        running_arena(folder / "platform.log", bugs=plan.bugs) as arena,
+    ):
+        receiver.will_always(_moody(random.Random(f"receiver-{plan.seed}")))
+        result = Run(plan, arena, history, receiver, say).result()
+    (folder / "violations.txt").write_text("".join(f"{one}\n" for one in result.violations))
+    return result
+
+
+class Run:
+    """One run on a running arena.
+
+    Args:
+        plan: What is to be done.
+        arena: Fresh.
+        history: Fresh.
+        receiver: Takes the callbacks.
+        say: Receives what happens.
+    """
+
+    def __init__(
+        self, plan: Plan, arena: Arena, history: History, receiver: WebhookReceiver, say: Say
+    ) -> None:
+        self._plan = plan
+        self._arena = arena
+        self._history = history
+        self._receiver = receiver
+        self._say = say
+        self._garden = Garden()
+        self._recoveries: dict[str, list[float]] = defaultdict(list)
+        self._leftovers: list[str] = []
+        arena.add_link("worker-receiver", receiver.port)
+        self._users = _furnish(arena)
+        url = f"http://127.0.0.1:{arena.api_port}"
+        self._canary = Canary(url, history)
+        # Those who look at the end: not through the clients' link, which they would only wait for.
+        self._lookers = [self._worker(url, user, random.Random(0)) for user in self._users]
+
+    def result(self) -> Result:
+        """Do it all, and judge."""
+        chance = random.Random(f"workload-{self._plan.seed}")
+        clients = [user for user in self._users if user.name in _USERS] * _CLIENTS_EACH
+        workers = [self._worker(self._arena.url, one, random.Random(chance.random())) for one in clients]
+        crowd = Crowd(workers, self._plan.rate, chance)
+        upstream = UpstreamSystem(
+            self._arena.rabbitmq.url, EVERYONE, self._history, random.Random(chance.random()), rate=3
+        )
+        crowd.start()
+        upstream.start()
+        time.sleep(WARM_UP_SECONDS)
+        before = self._arena.footprint()
+        try:
+            self._break_everything()
+        finally:
+            self._arena.heal()
+            crowd.stop()
+            upstream.stop()
+        self._say("healed; waiting for rest")
+        rest_seconds = self._await_rest()
+        self._say(f"at rest after {rest_seconds:.0f} s; looking everything over")
+        for looker in self._lookers:
+            looker.collect()
+        return self._judged(before, rest_seconds)
+
+    def _break_everything(self) -> None:
+        pause = self._plan.seconds / max(len(self._plan.rounds), 1)
+        began = time.monotonic()
+        for place, planned in enumerate(self._plan.rounds):
+            time.sleep(max(began + place * pause - time.monotonic(), 0.3))
+            name = " + ".join(map(str, planned))
+            self._history.add("fault", name=name, seconds=[one.seconds for one in planned])
+            lifts = faults.begin_all(self._arena, planned)
+            time.sleep(max(one.seconds for one in planned))
+            for lift in lifts:
+                lift()
+            self._history.add("healed", name=name)
+            took = self._canary.sings_after()
+            self._say(
+                f"{place + 1}/{len(self._plan.rounds)} {name}: "
+                + ("did not recover" if took is None else f"recovered in {took:.1f} s")
+            )
+            if took is None:
+                self._leftovers.append(f"no job succeeded within {PATIENCE_SECONDS:.0f} s after {name}")
+            else:
+                for one in planned:
+                    self._recoveries[str(one)].append(took)
+        time.sleep(max(began + self._plan.seconds - time.monotonic(), 0))
+
+    def _await_rest(self) -> float:
+        """Wait until nothing is left to be done; what is then still left is put down."""
+        url = self._arena.postgres.url
+        broker = ManagementApi(self._arena.rabbitmq.api_url)
+        began = hastened = time.monotonic()
+        while left := [*ledger.open_work(url), *full_queues(broker)]:
+            now = time.monotonic()
+            if now - began > self._plan.rest_seconds:
+                self._leftovers += left
+                break
+            if now - hastened > _HASTEN_EVERY_SECONDS:
+                hastened = now
+                ledger.hasten(url)
+            time.sleep(1)
+        return time.monotonic() - began
+
+    def _judged(self, before: Footprint, rest_seconds: float) -> Result:
+        url = self._arena.postgres.url
+        if not self._arena.is_ready():
+            self._leftovers.append("the platform does not say that it is ready")
+        evidence = Evidence(
+            lines=self._history.lines,
+            testimonies=witness.testimonies(url),
+            arrivals=arrivals(self._receiver.requests, {user.name: user.secret for user in self._users}),
+            users={user.name: user.id for user in self._users},
+            leftovers=self._leftovers,
+            ledger=list(ledger.violations(url, ledger.RULES)),
+            before=before,
+            after=self._arena.footprint(),
+        )
+        ops = evidence.operations().values()
+        return Result(
+            violations=check(evidence),
+            recoveries=dict(self._recoveries),
+            states=Counter(ledger.states(url)),
+            outcomes=Counter(op.outcome for op in ops),
+            callbacks=len(evidence.arrivals),
+            changes=len(evidence.testimonies),
+            rest_seconds=rest_seconds,
+        )
+
+    def _worker(self, url: str, user: User, chance: random.Random) -> Worker:
+        others = [one for one in self._users if one.name in _USERS and one.name != user.name]
+        return Worker(url, user, self._history, self._garden, chance, others)
+
+
+def _furnish(arena: Arena) -> list[User]:
+    """The users, each with a callback endpoint; and the admin, who may see every job and has none."""
+    admin = Client(f"http://127.0.0.1:{arena.api_port}")
+    admin.log_in(ADMIN, PASSWORD)
+    found = [User(EVERYONE, ADMIN, PASSWORD, "", "", "")]
+    for name in _USERS:
+        email = f"{name}@example.org"
+        made = admin.outcome("POST", "users", {"email": email, "password": PASSWORD, "role": "user"})
+        assert made.status == 201, made.body
+        client = Client(admin.url)
+        client.log_in(email, PASSWORD)
+        url = f"http://127.0.0.1:{arena.links['worker-receiver'].port}/{name}"
+        wanted = [f"job.{state}" for state in sorted(SUBSCRIBED)]
+        endpoint = client.call("POST", "callback-endpoints", {"url": url, "events": wanted})
+        assert endpoint.status == 201, endpoint.body
+        found.append(
+            User(name, email, PASSWORD, made.json["id"], endpoint.json["id"], endpoint.json["secret"])
+        )
+    return found
+
+
+def _moody(chance: random.Random) -> Behaviour:
+    """A receiver that mostly works."""
+    lock = threading.Lock()
+
+    def behave(exchange: Exchange) -> None:
+        with lock:
+            mood = chance.random()
+        if mood < 0.02:
+            exchange.reset()
+        elif mood < 0.05:
+            answer(503)(exchange)
+        else:
+            answer(204, delay_seconds=0.3 if mood < 0.08 else 0)(exchange)
+
+    return behave

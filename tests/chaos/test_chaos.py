@@ -1,0 +1,41 @@
+"""The machine on the real platform: short runs of it, and that a seed replays its faults."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.rabbitmq_server import find_rabbitmq
+from deploy.redis_server import find_redis
+from tests.chaos import faults
+from tests.chaos.run import Plan, run
+from tests.kit.servers import require
+
+SECONDS, ROUNDS, RATE = 50, 9, 25
+
+
+@pytest.mark.timeout(900)
+def test_promise_holds_while_everything_is_broken(tmp_path: Path) -> None:
+    require(find_rabbitmq)
+    require(find_redis)
+    seed = 21
+
+    result = run(Plan(SECONDS, seed, RATE, faults.schedule(seed, ROUNDS)), tmp_path, print)
+
+    assert [str(one) for one in result.violations] == []
+    assert sum(map(len, result.recoveries.values())) >= ROUNDS
+    assert result.states["succeeded"] > 100
+    assert result.callbacks > 10
+    assert (tmp_path / "history.jsonl").stat().st_size > 10_000
+
+
+def test_seed_replays_its_faults() -> None:
+    assert faults.schedule(5, 40) == faults.schedule(5, 40)
+    assert faults.schedule(5, 40) != faults.schedule(6, 40)
+
+
+def test_every_fault_comes_before_any_comes_twice() -> None:
+    planned = [fault for one in faults.schedule(5, 400) for fault in one]
+
+    met = {(fault.kind, fault.target) for fault in planned}
+
+    assert met == set(faults.CATALOGUE)

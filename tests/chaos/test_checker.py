@@ -1,0 +1,392 @@
+"""The checker can fail: a sound run passes, and each planted breach of the promise is found by its rule."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.chaos.arena import Footprint
+from tests.chaos.checker import RULES, check
+from tests.chaos.evidence import Arrival, Evidence
+from tests.chaos.history import Line
+from tests.chaos.witness import Witnessed
+
+ENTITY, OTHERS = "e-1", "e-2"
+FEET = Footprint({"api": 100 << 20, "worker": 90 << 20}, {"api": 30, "worker": 30}, 20)
+
+
+def sound() -> Evidence:
+    """Ada creates an entity, appends twice, is refused once, does not know once, withdraws once, deletes."""
+    lines: list[Line] = [
+        invoke(0.0, 1, "create"),
+        ok(0.1, 1),
+        invoke(0.2, 2, "patch", callback=True),
+        ok(0.3, 2),
+        seen(0.45, 2, state="queued", done=False, sequence=2),
+        seen(0.5, 2, version=2, nonces=["n-1", "n-2"]),
+        invoke(0.6, 3, "patch", if_match=2),
+        ok(0.7, 3),
+        seen(0.8, 3, version=3, nonces=["n-1", "n-2", "n-3"]),
+        read(0.9, version=3, nonces=["n-1", "n-2", "n-3"]),
+        invoke(1.0, 4, "patch"),
+        {"at": 1.1, "event": "fail", "op": 4, "status": 412},
+        invoke(1.2, 5, "patch"),
+        {"at": 1.3, "event": "unknown", "op": 5},
+        invoke(1.4, 6, "patch", run_at="later"),
+        ok(1.5, 6),
+        seen(1.6, 6, state="cancelled"),
+        seen(1.9, 1, operation="create", version=1, nonces=["n-1"]),
+        invoke(2.0, 7, "create", user="bob", entity=OTHERS),
+        ok(2.1, 7),
+        seen(2.2, 7, operation="create", user="bob", entity=OTHERS, version=1, nonces=["n-7"]),
+        invoke(3.0, 8, "delete"),
+        ok(3.1, 8),
+        seen(3.2, 8, operation="delete"),
+        {"at": 3.4, "since": 3.3, "event": "read", "user": "ada", "entity": ENTITY, "status": 404},
+    ]
+    testimonies = [
+        Witnessed(1, ENTITY, "insert", ("n-1",), None, 1, "t1"),
+        Witnessed(2, ENTITY, "update", ("n-2",), 1, 2, "t2"),
+        Witnessed(3, ENTITY, "update", ("n-3", "n-5"), 2, 4, "t3"),
+        Witnessed(4, OTHERS, "insert", ("n-7",), None, 1, "t4"),
+        Witnessed(5, ENTITY, "delete", (), 4, 5, "t5"),
+    ]
+    arrivals = [
+        Arrival("ada", "j-2", "msg-2", "succeeded", "d2", is_signed=True),
+        Arrival("ada", "j-2", "msg-2", "succeeded", "d2", is_signed=True),
+        Arrival("ada", "j-6", "msg-6", "cancelled", "d6", is_signed=True),
+    ]
+    return Evidence(lines, testimonies, arrivals, {"ada": "u-ada", "bob": "u-bob"}, before=FEET, after=FEET)
+
+
+def invoke(
+    at: float, op: int, kind: str, user: str = "ada", entity: str = ENTITY, via: str = "http", **facts: Any
+) -> Line:
+    return {
+        "at": at,
+        "event": "invoke",
+        "op": op,
+        "kind": kind,
+        "user": user,
+        "entity": entity,
+        "via": via,
+        **facts,
+    }
+
+
+def ok(at: float, op: int) -> Line:
+    return {"at": at, "event": "ok", "op": op, "job": f"j-{op}"}
+
+
+def seen(
+    at: float, op: int, *, state: str = "succeeded", done: bool = True, user: str = "ada", **facts: Any
+) -> Line:
+    return {
+        "at": at,
+        "since": at - 0.05,
+        "event": "seen",
+        "user": user,
+        "job": f"j-{op}",
+        "state": state,
+        "done": done,
+        "operation": "patch",
+        "entity": ENTITY,
+        "sequence": op * 10,
+        "request": f"chaos-op-{op}",
+        **facts,
+    }
+
+
+def read(at: float, *, version: int, nonces: list[str], **facts: Any) -> Line:
+    return {
+        "at": at,
+        "since": at - 0.05,
+        "event": "read",
+        "user": "ada",
+        "entity": ENTITY,
+        "shown": ENTITY,
+        "owner": "u-ada",
+        "status": 200,
+        "version": version,
+        "nonces": nonces,
+        **facts,
+    }
+
+
+def with_lines(*more: Line) -> Evidence:
+    return replace(sound(), lines=sorted([*sound().lines, *more], key=lambda line: line["at"]))
+
+
+def without_line(place: Callable[[Line], bool]) -> Evidence:
+    return replace(sound(), lines=[line for line in sound().lines if not place(line)])
+
+
+def with_testimonies(change: Callable[[list[Witnessed]], None]) -> Evidence:
+    changed = list(sound().testimonies)
+    change(changed)
+    return replace(sound(), testimonies=changed)
+
+
+def with_arrivals(change: Callable[[list[Arrival]], None]) -> Evidence:
+    changed = list(sound().arrivals)
+    change(changed)
+    return replace(sound(), arrivals=changed)
+
+
+def put(place: int, **facts: Any) -> Callable[[list[Any]], None]:
+    def change(them: list[Any]) -> None:
+        them[place] = replace(them[place], **facts)
+
+    return change
+
+
+def drop(place: int) -> Callable[[list[Any]], None]:
+    return lambda them: them.pop(place)
+
+
+def swapped(them: list[Witnessed]) -> None:
+    """Operation 3 takes effect before operation 2, though it was asked after the answer."""
+    them[1] = replace(them[1], nonces=("n-3",))
+    them[2] = replace(them[2], nonces=("n-2", "n-5"))
+
+
+PLANTED: dict[str, tuple[Evidence, str, str]] = {
+    "applied twice": (
+        with_testimonies(lambda them: them.append(Witnessed(6, ENTITY, "update", ("n-2",), 5, 6, "t"))),
+        "effects",
+        "took effect 2 times",
+    ),
+    "applied twice without a trace": (with_testimonies(put(1, version=3)), "effects", "2 versions by 1"),
+    "lost": (with_testimonies(put(1, nonces=("n-99",))), "effects", "succeeded and had no effect"),
+    "nobody asked": (with_testimonies(put(1, nonces=("n-99",))), "effects", "nobody asked"),
+    "elsewhere": (with_testimonies(put(1, entity=OTHERS)), "effects", "on another entity"),
+    "refused and applied": (
+        with_testimonies(put(2, nonces=("n-3", "n-4"))),
+        "effects",
+        "was refused and took effect",
+    ),
+    "cancelled and applied": (
+        with_testimonies(put(2, nonces=("n-3", "n-6"))),
+        "effects",
+        "did not succeed and took effect",
+    ),
+    "accepted and forgotten": (
+        without_line(lambda line: line["event"] == "seen" and line["job"] == "j-3"),
+        "effects",
+        "was accepted and has no outcome",
+    ),
+    "innocent buried": (
+        with_lines(seen(2.5, 3, state="dead")),
+        "effects",
+        "ended dead",
+    ),
+    "deleted twice": (
+        with_testimonies(lambda them: them.append(Witnessed(6, ENTITY, "delete", (), 5, 6, "t"))),
+        "effects",
+        "deleted 2 times",
+    ),
+    "not deleted": (with_testimonies(drop(4)), "effects", "deleted 0 times"),
+    "created twice": (
+        with_testimonies(lambda them: them.insert(1, replace(them[0], n=2))),
+        "effects",
+        "created twice",
+    ),
+    "lost update": (with_testimonies(put(2, from_version=1)), "effects", "did not have"),
+    "version starts anew": (
+        with_testimonies(lambda them: them.append(Witnessed(6, ENTITY, "insert", ("n-9",), None, 1, "t"))),
+        "effects",
+        "came with version 1",
+    ),
+    "condition ignored": (
+        with_lines(seen(2.5, 3, version=4, nonces=["n-1", "n-2", "n-3"])),
+        "effects",
+        "demanded version 2 and made 4",
+    ),
+    "one version twice": (
+        with_lines(
+            invoke(2.5, 9, "patch"), ok(2.6, 9), seen(2.7, 9, version=2, nonces=["n-1", "n-2", "n-9"])
+        ),
+        "effects",
+        "both made version 2",
+    ),
+    "another version than the witness has": (
+        with_lines(seen(2.5, 2, version=7, nonces=["n-1", "n-2"])),
+        "effects",
+        "the witness 2",
+    ),
+    "out of order": (with_testimonies(swapped), "order", "took effect after it"),
+    "bulk out of order": (
+        replace(
+            sound(),
+            lines=[
+                line | {"bulk": "b"} if line["event"] == "invoke" and line["op"] in (2, 3) else line
+                for line in sound().lines
+                if line["event"] != "ok" or line["op"] != 2
+            ],
+            testimonies=with_testimonies(swapped).testimonies,
+        ),
+        "order",
+        "stands behind 2 in a bulk",
+    ),
+    "open job": (replace(sound(), leftovers=["an open job: j-2"]), "rest", "open job"),
+    "ledger at odds": (
+        replace(sound(), ledger=["1 jobs that did not end exactly once"]),
+        "rest",
+        "exactly once",
+    ),
+    "final state changed": (with_lines(seen(2.5, 6, state="succeeded")), "finality", "was ('cancelled'"),
+    "final state taken back": (
+        with_lines(seen(2.5, 2, state="queued", done=False)),
+        "finality",
+        "was ('succeeded'",
+    ),
+    "outcome rewritten": (
+        with_lines(seen(2.5, 2, version=2, nonces=["n-1"])),
+        "finality",
+        "j-2 was ('succeeded'",
+    ),
+    "replied otherwise": (
+        with_lines({"at": 2.5, "event": "replied", "op": 2, "job": "j-2", "state": "failed"}),
+        "finality",
+        "was replied as failed",
+    ),
+    "key became two jobs": (
+        with_lines({"at": 2.5, "event": "replayed", "op": 2, "job": "j-9", "first": "j-2"}),
+        "finality",
+        "two jobs under one key",
+    ),
+    "job vanished": (
+        with_lines({"at": 2.5, "event": "lost", "job": "j-2", "status": 404, "user": "ada"}),
+        "finality",
+        "is answered 404",
+    ),
+    "never announced": (
+        replace(sound(), arrivals=sound().arrivals[2:]),
+        "callbacks",
+        "j-2 (succeeded, operation 2) was never",
+    ),
+    "subscription forgotten": (
+        with_arrivals(drop(2)),
+        "callbacks",
+        "j-6 (cancelled, operation 6) was never",
+    ),
+    "two ids": (with_arrivals(put(1, webhook_id="msg-9")), "callbacks", "under 2 ids"),
+    "two bodies": (with_arrivals(put(1, digest="other")), "callbacks", "2 bodies"),
+    "not signed": (with_arrivals(put(1, is_signed=False)), "callbacks", "not signed"),
+    "announced to another": (
+        with_arrivals(put(2, user="bob")),
+        "callbacks",
+        "announced to somebody else",
+    ),
+    "announced otherwise": (with_arrivals(put(2, state="failed")), "callbacks", "announced as"),
+    "announced unasked": (
+        with_arrivals(
+            lambda them: them.append(Arrival("ada", "j-3", "msg-3", "succeeded", "d3", is_signed=True))
+        ),
+        "callbacks",
+        "nobody had asked",
+    ),
+    "stale read": (
+        with_lines(read(1.0, version=2, nonces=["n-1"])),
+        "staleness",
+        "shown at 3, and read at 2",
+    ),
+    "vanished read": (
+        with_lines(
+            {"at": 1.0, "since": 0.95, "event": "read", "user": "ada", "entity": ENTITY, "status": 404}
+        ),
+        "staleness",
+        "not found",
+    ),
+    "foreign entity": (
+        with_lines({"at": 2.5, "event": "foreign", "user": "bob", "entity": ENTITY, "status": 200}),
+        "privacy",
+        "somebody else's",
+    ),
+    "foreign job": (
+        with_lines(seen(2.5, 2, user="bob", version=2, nonces=["n-1", "n-2"])),
+        "privacy",
+        "bob was shown job",
+    ),
+    "answers mixed up": (
+        with_lines(seen(2.5, 2, version=2, nonces=["n-1", "n-2"], asked="j-3")),
+        "privacy",
+        "asked for job j-3",
+    ),
+    "foreign data": (
+        with_lines(read(2.5, version=4, nonces=["n-1", "n-7"])),
+        "privacy",
+        "never sent to it",
+    ),
+    "owner changed": (
+        with_lines(read(2.5, version=4, nonces=["n-1"], owner="u-bob")),
+        "privacy",
+        "of somebody else",
+    ),
+    "memory": (
+        replace(sound(), after=replace(FEET, memory={"api": 500 << 20, "worker": 90 << 20})),
+        "footprint",
+        "api grew",
+    ),
+    "descriptors": (
+        replace(sound(), after=replace(FEET, files={"api": 30, "worker": 400})),
+        "footprint",
+        "400 descriptors",
+    ),
+    "connections": (
+        replace(sound(), after=replace(FEET, database_connections=190)),
+        "footprint",
+        "connections went",
+    ),
+}
+
+
+def test_sound_run_passes() -> None:
+    assert [str(one) for one in check(sound())] == []
+
+
+def test_unknown_operation_may_have_happened_or_not() -> None:
+    without = with_testimonies(put(2, nonces=("n-3",), version=3))
+    testimonies = [*without.testimonies[:-1], replace(without.testimonies[-1], from_version=3, version=4)]
+
+    assert [str(one) for one in check(replace(without, testimonies=testimonies))] == []
+
+
+def test_what_overlaps_may_take_effect_in_any_order() -> None:
+    overlapping = [
+        line | {"at": 0.25} if line["event"] == "invoke" and line["op"] == 3 else line
+        for line in sound().lines
+    ]
+    evidence = replace(with_testimonies(swapped), lines=overlapping)
+
+    assert [one for one in check(evidence) if one.rule == "order"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "healed", "is_excused"),
+    [("stop redis", 0.9, True), ("delay api-redis", 0.9, False), ("reset worker-redis", -4.2, False)],
+)
+def test_old_reads_are_excused_only_while_workers_do_not_reach_redis(
+    name: str, healed: float, is_excused: bool
+) -> None:
+    evidence = with_lines(
+        {"at": -4.5, "event": "fault", "name": name},
+        {"at": healed, "event": "healed", "name": name},
+        read(1.0, version=2, nonces=["n-1"]),
+    )
+
+    assert any(one.rule == "staleness" for one in check(evidence)) is not is_excused
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_breach_is_found_by_its_rule(bug: str) -> None:
+    evidence, rule, words = PLANTED[bug]
+
+    found = check(evidence)
+
+    assert [one for one in found if one.rule == rule and words in one.text], [str(one) for one in found]
+
+
+def test_every_rule_has_a_breach_that_it_finds() -> None:
+    assert {rule for _, rule, _ in PLANTED.values()} == set(RULES)

@@ -1,0 +1,130 @@
+"""An upstream system of the workload: publishes over AMQP and takes its replies. HTTP: ``workload.py``."""
+
+import json
+import random
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pika
+from pika.exceptions import AMQPError
+
+from tests.chaos.garden import Plot
+from tests.chaos.history import History
+from tests.kit.upstream import Upstream
+
+_FAULTS = (AMQPError, OSError)
+
+
+class UpstreamSystem:
+    """One publisher in a thread of its own, which connects again whenever it must.
+
+    A confirmed message may still be lost while the broker is wiped: the platform answers for it only once it
+    has acknowledged it. So an operation is ``ok`` when a reply names its job, and ``unknown`` without one.
+
+    Args:
+        url: The broker's.
+        user: For whom ``WAYBILL_AMQP_PRINCIPALS`` lets it speak.
+        rate: Messages a second.
+    """
+
+    def __init__(self, url: str, user: str, history: History, chance: random.Random, rate: float) -> None:
+        self._url = url
+        self._user = user
+        self._history = history
+        self._chance = chance
+        self._pause = 1 / rate
+        self._plots: list[Plot] = []
+        self._open: dict[str, int] = {}
+        self._jobs: dict[int, str | None] = {}
+        self._must_stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="upstream", daemon=True)
+        self.faults: list[BaseException] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No new messages; what was not answered is unknown."""
+        self._must_stop.set()
+        self._thread.join(60)
+        if self.faults:
+            raise self.faults[0]
+        for op in self._open.values():
+            if op not in self._jobs:
+                self._history.add("unknown", op=op)
+
+    def _work(self) -> None:
+        try:
+            while not self._must_stop.is_set():
+                try:
+                    self._serve()
+                except _FAULTS:
+                    self._must_stop.wait(0.5)
+        except Exception as fault:  # the harness is wrong
+            self.faults.append(fault)
+            raise
+
+    def _serve(self) -> None:
+        parameters = pika.URLParameters(self._url)
+        parameters.socket_timeout = parameters.blocked_connection_timeout = 5
+        connection = pika.BlockingConnection(parameters)
+        upstream = Upstream(connection, "waybill")
+        try:
+            while not self._must_stop.is_set():
+                self._publish(upstream)
+                self._take_replies(upstream)
+                self._must_stop.wait(self._chance.uniform(0, 2 * self._pause))
+            for _ in range(20):  # the last replies
+                self._take_replies(upstream)
+                connection.sleep(0.1)
+        finally:
+            _quietly(upstream.close)
+
+    def _publish(self, upstream: Upstream) -> None:
+        is_new = not self._plots or self._chance.random() < 0.25
+        if is_new:
+            self._plots = [*self._plots[-8:], Plot(str(uuid.uuid4()), self._user)]
+        plot = self._plots[-1] if is_new else self._chance.choice(self._plots)
+        kind = "create" if is_new else "patch"
+        op = self._history.invoke(kind, user=self._user, entity=plot.entity, via="amqp")
+        body: dict[str, Any] = {"metadata": {f"n-{op}": op}}
+        if is_new:
+            body["name"] = f"sown by {op}"
+        message_id = f"chaos-{op}"
+        self._open[message_id] = op
+        headers = {"resource-id": plot.entity}
+        for _ in range(2 if self._chance.random() < 0.1 else 1):  # a repeated message is the same job
+            upstream.publish(f"entities.{kind}", body, headers=headers, message_id=message_id)
+
+    def _take_replies(self, upstream: Upstream) -> None:
+        while True:
+            method, properties, body = upstream.channel.basic_get(upstream.reply_queue, auto_ack=True)
+            if method is None:
+                return
+            op = self._open.get(properties.correlation_id or "")
+            if op is not None:
+                self._answer(op, properties, body)
+
+    def _answer(self, op: int, properties: pika.BasicProperties, body: bytes) -> None:
+        kind = str(properties.type)
+        job = (properties.headers or {}).get("x-job-id")
+        if op not in self._jobs:
+            self._jobs[op] = str(job) if job else None
+            if kind == "job.rejected":
+                self._history.add("fail", op=op, status=json.loads(body).get("status"))
+            else:
+                self._history.add("ok", op=op, job=str(job))
+        elif job and str(job) != self._jobs[op]:
+            self._history.add("replayed", op=op, job=str(job), first=self._jobs[op])
+        if kind not in ("job.accepted", "job.rejected"):
+            self._history.add("replied", op=op, job=str(job), state=kind.removeprefix("job."))
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    try:
+        close()
+    except _FAULTS:
+        return
