@@ -40,6 +40,7 @@ from api_shim.web.cors import Cors
 from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
+from models.cache.notices import CacheNotices
 from models.container import Container
 from models.cursor import Cursors
 from models.deliveries.outbox import Outbox
@@ -102,6 +103,7 @@ def build(
     waiters = hub.waiters
     authentication = Authentication(container.tokens, container.standings)
     cursors = Cursors(container.key("cursor"))
+    notices = CacheNotices(database, container.cache) if container.redis is not None else None
     health = Health([ReadinessCheck("database", SchemaCheck(container, scrapes)), *checks])
     gauges = (
         BacklogCollector(database, ledger),
@@ -143,6 +145,8 @@ def build(
 
     async def stop() -> None:
         hub.end()
+        if notices is not None:
+            await asyncio.to_thread(notices.close)
         for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes, brokers):
             await asyncio.to_thread(room.close)
 
@@ -156,7 +160,7 @@ def build(
         cors=Cors(container.settings.cors_origins),
         proxies=Proxies(container.settings.trusted_proxies),
         sockets={stream.route.path: stream},
-        on_start=[limiter.start, pressure.start],
+        on_start=[limiter.start, pressure.start, *([notices.start] if notices is not None else [])],
         on_stop=[limiter.close, pressure.close, stop],
     )
     return Edge(app, health, hub)

@@ -205,7 +205,7 @@ class Applier:
             suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
             outcomes, changes = self._run(connection, [job for job in jobs if job.lane not in suspects])
             delivery_ids = self._ledger.finish(connection, outcomes)
-            mark = self._views.mark(changes)
+            mark = self._views.mark(connection, changes)
         self._views.settle(mark, changes)
         applied.outcomes += outcomes
         applied.delivery_ids += delivery_ids
@@ -268,7 +268,7 @@ class Applier:
                         continue
                     outcomes, changes = self._run(connection, [job])
                     delivery_ids = self._ledger.finish(connection, outcomes)
-                    mark = self._views.mark(changes)
+                    mark = self._views.mark(connection, changes)
                 self._views.settle(mark, changes)
             except DatabaseUnavailable:
                 raise

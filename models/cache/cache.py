@@ -97,6 +97,9 @@ class Cache(Protocol):
     def settle(self, mark: Mark, entries: Mapping[str, Entry]) -> None:
         """Show what was committed. A marked key without an entry is forgotten; lists begin anew."""
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Show nothing that was kept under these before, of entries and lists."""
+
     def forget_all(self) -> None:
         """Show nothing that was kept before: for a process whose predecessor may have died in debt."""
 

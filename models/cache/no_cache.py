@@ -29,6 +29,9 @@ class NoCache:
     def settle(self, mark: Mark, entries: Mapping[str, Entry]) -> None:
         """Nothing to show."""
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Nothing is known."""
+
     def forget_all(self) -> None:
         """Nothing is known."""
 

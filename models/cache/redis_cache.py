@@ -195,6 +195,10 @@ class RedisCache:
 
     # ---- debts ---------------------------------------------------------------------------
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """See :class:`~models.cache.cache.Cache`."""
+        self._owe(dict.fromkeys(keys, ""))
+
     def forget_all(self) -> None:
         """See :class:`~models.cache.cache.Cache`."""
         self._owes_all = True
@@ -203,7 +207,7 @@ class RedisCache:
     def _owe(self, marked: Mapping[str, str]) -> None:
         """Note keys, with the marks that a silent Redis may still set: it does late what it was told."""
         with self._lock:
-            self._debts.update(marked)
+            self._debts.update((key, token or self._debts.get(key, "")) for key, token in marked.items())
             if len(self._debts) > MAX_DEBTS:
                 self._debts, self._owes_all = {}, True
             if self._paying is None or not self._paying.is_alive():

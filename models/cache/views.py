@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
+from sqlalchemy import Connection
 
 from models import metrics
 from models.cache.cache import Cache, Entry, Look, Mark
+from models.cache.notices import tell
 from models.cache.redis_cache import entry_key, list_key
 from models.database import Database
 from models.page_query import PageQuery
@@ -194,10 +196,17 @@ class Views:
 
     # ---- changing ------------------------------------------------------------------------
 
-    def mark(self, changes: Changes) -> Mark:
-        """Tell the cache what is about to be committed: as the last thing before the commit."""
+    def mark(self, connection: Connection, changes: Changes) -> Mark:
+        """Tell the cache what is about to be committed: as the last thing before the commit.
+
+        Args:
+            connection: The transaction. Where the cache is not reached, it tells those who reach it.
+            changes: What it changed.
+        """
         keys = (entry_key(name, identifier) for name, identifier in changes.views)
-        return self._cache.mark(keys, (list_key(name, whose) for name, whose in changes.lists))
+        mark = self._cache.mark(keys, (list_key(name, whose) for name, whose in changes.lists))
+        tell(connection, mark)
+        return mark
 
     def settle(self, mark: Mark, changes: Changes) -> None:
         """Tell it that the commit is done. Not called where it failed: nobody knows what came of it."""

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from redis import Redis
@@ -13,9 +14,11 @@ from redis import Redis
 from deploy.redis_server import RedisServer
 from models import metrics
 from models.cache.redis_cache import entry_key, list_key
+from models.container import Container
 from models.identity.principals import Role
 from models.ids import new_id
 from models.redis_client import TIMEOUT_SECONDS
+from tasks.applier import Applier
 from tests.kit import servers
 from tests.kit.api import PASSWORD, Api, running_api
 from tests.kit.waiting import wait_until
@@ -220,8 +223,8 @@ def test_change_is_not_shown_before_its_commit(api: Api, monkeypatch: pytest.Mon
     marked: list[Any] = []
     mark = api.container.views.mark
 
-    def look(changes: Any) -> Any:
-        made = mark(changes)
+    def look(connection: Any, changes: Any) -> Any:
+        made = mark(connection, changes)
         marked.append(_get(api, f"/{entity['id']}")["name"])
         return made
 
@@ -260,6 +263,32 @@ def test_silent_redis_delays_a_read_by_one_time_out_and_what_it_missed_is_forgot
     whose = str(api.users[Role.USER].id)
     wait_until(lambda: redis.get(list_key("entities", whose)) is None, what="the list is forgotten")
     assert _get(api, f"/{entity['id']}")["name"] == "Grace"
+
+
+def test_what_a_worker_without_redis_changes_is_forgotten_by_those_who_reach_it(
+    api: Api, redis: Redis
+) -> None:
+    entity = api.create("Ada")
+    key = entry_key("entities", entity["id"])
+    cut_off = Container(
+        api.container.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}), role="cut-off"
+    )
+    applier = Applier(
+        cut_off.database,
+        cut_off.ledger,
+        cut_off.registry,
+        cut_off.users,
+        cut_off.views,
+        cut_off.retry_policy,
+    )
+    _get(api, "?limit=1&sort=-createdAt")
+    wait_until(lambda: redis.get(key), what="it is kept")
+    job = api.request("PATCH", f"{ENTITIES}/{entity['id']}", json_body={"name": "Grace"}).json
+    applier.apply([UUID(job["id"])])
+    wait_until(lambda: _get(api, f"/{entity['id']}")["name"] == "Grace", what="the entry is forgotten")
+    first = lambda: _get(api, "?limit=1&sort=-createdAt")["items"][0]["name"]  # noqa: E731
+    wait_until(lambda: first() == "Grace", what="the list is forgotten")
+    cut_off.close()
 
 
 def test_new_worker_forgets_what_its_predecessor_may_have_owed(api: Api, redis: Redis) -> None:
