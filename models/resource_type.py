@@ -12,12 +12,19 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
+    Date,
     DateTime,
     ForeignKeyConstraint,
     Index,
+    Integer,
+    SmallInteger,
+    String,
     Table,
+    Text,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
@@ -37,6 +44,9 @@ from models.tables import metadata
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LONGEST_IN_NAME = 54
 """So much of a table's name fits into an index's name, which has 63 bytes."""
+_STORED_AS_WRITTEN = frozenset(
+    {Uuid, UUID, String, Text, SmallInteger, Integer, BigInteger, Boolean, Date, JSONB}
+)
 PLATFORM_COLUMNS = ("id", "version", "owner_id", "created_at", "updated_at")
 RESERVED_NAMES = frozenset({"jobs", "bulk", "callback-endpoints", "deliveries", "dead-letters", "stream"})
 
@@ -173,6 +183,15 @@ class ResourceType:
         """Names the shape of what callers see: what another release kept is not taken for its own."""
         schema = json.dumps(self.read.model_json_schema(mode="serialization"), sort_keys=True)
         return blake2b(schema.encode(), digest_size=6).hexdigest()
+
+    @cached_property
+    def reads_as_written(self) -> bool:
+        """Whether what callers see of a row is the same before PostgreSQL has stored it and after.
+
+        It pads ``CHAR``, rounds and scales ``NUMERIC``, moves a time into UTC. What is in doubt is not.
+        """
+        own = (self.table.columns[name] for name in self.read.model_fields if name not in PLATFORM_COLUMNS)
+        return all(type(column.type) in _STORED_AS_WRITTEN and column.computed is None for column in own)
 
     @cached_property
     def sorts(self) -> dict[str, str]:

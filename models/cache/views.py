@@ -72,7 +72,12 @@ class Page:
 
 @dataclass(slots=True)
 class Changes:
-    """What a transaction changed, for the cache to be told."""
+    """What a transaction changed, for the cache to be told.
+
+    Attributes:
+        views: By resource and id; None where there is none any more, or only PostgreSQL knows how it looks.
+        lists: By resource, and whose or in which parent; None for everybody's.
+    """
 
     views: dict[tuple[str, UUID], View | None] = field(default_factory=dict)
     lists: set[tuple[str, UUID | None]] = field(default_factory=set)
@@ -80,7 +85,8 @@ class Changes:
     def put(self, resource: ResourceType, row: Row, document: bytes) -> None:
         """An instance was made or changed; ``document`` is how it is seen."""
         if resource.is_cached:
-            self.views[(resource.name, row["id"])] = _view(resource, row, document)
+            view = _view(resource, row, document) if resource.reads_as_written else None
+            self.views[(resource.name, row["id"])] = view
             self._touch_lists(resource, row)
 
     def drop(self, resource: ResourceType, row: Row) -> None:

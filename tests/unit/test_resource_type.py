@@ -5,7 +5,22 @@ from uuid import UUID
 
 import pytest
 from pydantic import JsonValue, create_model
-from sqlalchemy import Boolean, Column, ForeignKey, Index, MetaData, String, Table, Uuid
+from sqlalchemy import (
+    CHAR,
+    Boolean,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 
 from models.errors import ConfigurationError
 from models.identity.principals import Role
@@ -157,3 +172,27 @@ def test_objects_fit_only_members_that_may_be_one(annotation: Any, *, takes: boo
 )
 def test_messages_name_one_instance_in_the_singular(name: str, singular: str) -> None:
     assert parcels(name=name).singular == singular
+
+
+@pytest.mark.parametrize(
+    ("column", "is_so"),
+    [
+        (Column("label", Text), True),
+        (Column("label", JSONB), True),
+        (Column("label", CHAR(9)), False),
+        (Column("label", Numeric(12, 2)), False),
+        (Column("label", DateTime(timezone=True)), False),
+        (Column("label", String, Computed("'a' || 'b'")), False),
+    ],
+)
+def test_what_is_written_is_read_again_unless_postgresql_may_store_it_otherwise(
+    column: Column[Any], is_so: bool
+) -> None:
+    declared = ResourceType(
+        name="parcels",
+        table=table(column),
+        create=create_model("New", __base__=Schema),
+        update=create_model("Changed", __base__=Schema),
+        read=SeenParcel,
+    )
+    assert declared.reads_as_written is is_so
