@@ -15,6 +15,7 @@ out: :func:`few_found` stops at :data:`FEW`, and tells where it had to.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -63,6 +64,17 @@ class PageQuery:
     parent_id: UUID | None = None
     status: str | None = None
     search: str | None = None
+
+
+def place_text(value: Any) -> str:
+    """A sort value as a place in the list keeps it."""
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def place_value(resource: ResourceType, sort: str, text: str) -> Any:
+    """The sort value that :func:`place_text` wrote."""
+    kind = resource.table.columns[sort].type.python_type
+    return kind.fromisoformat(text) if issubclass(kind, date) else kind(text)
 
 
 def in_order(resource: ResourceType, query: PageQuery) -> Select[Any]:

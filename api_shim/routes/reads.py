@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from models.errors import Conflict, NotFound
 from models.identity.principals import Action, Principal, Reach, permission_needed, reach_of
 from models.job import to_json
 from models.ledger import Ledger
-from models.page_query import PageQuery
+from models.page_query import PageQuery, place_value
 from models.registry import Registry, Resource
 
 
@@ -169,7 +168,7 @@ class Reads:
             value, identifier = self._cursors.read(
                 _question(resource, request, principal), given["cursor"], length=2
             )
-            after = (_value(resource, column, value), UUID(identifier))
+            after = (place_value(resource.type, column, value), UUID(identifier))
         return PageQuery(
             limit=query.limit(given),
             sort=column,
@@ -257,12 +256,6 @@ def _list_parameters(resource: Resource) -> tuple[Parameter, ...]:
 
 def _sorts(resource: Resource) -> tuple[str, ...]:
     return tuple(order for name in resource.type.sorts for order in (name, f"-{name}"))
-
-
-def _value(resource: Resource, column: str, text: str) -> Any:
-    """A sort value back out of a cursor, which is signed: it was written by :func:`_text`."""
-    kind = resource.type.table.columns[column].type.python_type
-    return kind.fromisoformat(text) if issubclass(kind, date) else kind(text)
 
 
 def _statuses(resource: Resource) -> tuple[str, ...]:

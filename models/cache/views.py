@@ -7,9 +7,8 @@ the owner and the parent, which are asked about after every hit.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import orjson
@@ -20,7 +19,7 @@ from models.cache.cache import Cache, Entry, Look, Mark
 from models.cache.notices import tell
 from models.cache.redis_cache import entry_key, list_key
 from models.database import Database
-from models.page_query import PageQuery
+from models.page_query import PageQuery, place_text
 from models.registry import Registry, Resource
 from models.resource_type import ResourceType
 from models.service import Row
@@ -197,7 +196,7 @@ class Views:
         last = None
         if len(rows) > query.limit:  # one more than the page: a next one is known of
             rows.pop()
-            last = (_text(rows[-1][query.sort]), str(rows[-1]["id"]))
+            last = (place_text(rows[-1][query.sort]), str(rows[-1]["id"]))
         return Page(b",".join(resource.service.seen(row) for row in rows), last)
 
     # ---- changing ------------------------------------------------------------------------
@@ -253,7 +252,3 @@ def _read(kind: ResourceType, entry: Entry) -> View | None:
 def _digest(kind: ResourceType, query: PageQuery) -> str:
     asked = f"{kind.read_fingerprint} {query!r}"
     return blake2b(asked.encode(), digest_size=16).hexdigest()
-
-
-def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, date) else str(value)

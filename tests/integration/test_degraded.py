@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer
+from models.database import Database
 from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable, DatabaseUnavailable
 from models.identity.principals import Role
@@ -156,8 +157,8 @@ def test_statement_that_is_merely_slow_is_left_alone(api: Api) -> None:
     assert database.away_seconds is None
 
 
-def test_full_server_refuses_new_connections_and_ours_go_on(own: PostgresServer, api: Api) -> None:
-    database, role = api.container.database, urlsplit(own.url).username
+def test_full_server_refuses_new_connections_and_ours_go_on(own: PostgresServer) -> None:
+    database, role = Database(own.url, pool_size=2), urlsplit(own.url).username  # nobody else's
     limit = f"ALTER ROLE {role} CONNECTION LIMIT"
     with psycopg.connect(own.superuser_url, autocommit=True) as superuser, database.snapshot() as held:
         with database.snapshot():  # a second one, that rests in the pool from now on
@@ -174,6 +175,7 @@ def test_full_server_refuses_new_connections_and_ours_go_on(own: PostgresServer,
         finally:
             superuser.execute(f"{limit} -1".encode())
     wait_until(lambda: database.away_seconds is None, timeout_seconds=10)
+    database.close()
 
 
 @pytest.mark.parametrize("outage", [_gone, _silent])

@@ -8,8 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Column, Date, DateTime, Integer, Numeric, String, Uuid
 
-from api_shim.routes import reads
-from models.registry import Registry
+from models.page_query import place_text, place_value
 from models.resource_type import ResourceType, resource_table
 from models.schema import Schema
 from models.tables import metadata
@@ -37,5 +36,4 @@ def test_sort_value_comes_back_as_it_went(kind: Any, value: Any) -> None:
     table = resource_table("parcels", Column("value", kind, nullable=False, default=value))
     metadata.remove(table)
     declared = ResourceType(name="parcels", table=table, create=Parcel, update=Parcel, read=Parcel)
-    resource = Registry([declared])["parcels"]
-    assert reads._value(resource, "value", reads._text(value)) == value
+    assert place_value(declared, "value", place_text(value)) == value
