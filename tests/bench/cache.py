@@ -11,8 +11,6 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -20,10 +18,10 @@ from statistics import quantiles
 import click
 import urllib3
 
-from deploy.ports import free_port
 from models.identity.principals import Principal, Role
 from models.settings import Settings
-from tests.bench.processes import ROOT, BenchFailure, environment, python, running
+from tests.bench.api_process import running_api
+from tests.bench.processes import ROOT, BenchFailure, environment, python
 from tests.kit.platform import Platform
 from tests.kit.servers import fresh_database, postgres_server, redis_server, temporary_data_directory
 from tests.kit.waiting import wait_until
@@ -189,30 +187,6 @@ def _print(name: str, tally: Tally) -> None:
     )
 
 
-@contextmanager
-def _api(url: str, redis_url: str, directory: Path) -> Iterator[int]:
-    port = free_port()
-    env = {
-        "WAYBILL_DATABASE_URL": url,
-        "WAYBILL_BROKER_URL": "memory://",
-        "WAYBILL_REDIS_URL": redis_url,
-        "WAYBILL_DATA_DIR": str(directory),
-        "WAYBILL_API_PORT": str(port),
-        "WAYBILL_RATE_LIMITS": "off",
-    }
-    with running(python("deploy.cli", "api"), env, directory / f"api-{port}.log"):
-        http = urllib3.PoolManager(retries=False)
-
-        def answers() -> bool:
-            try:
-                return http.request("GET", f"http://127.0.0.1:{port}/health/live").status == 200
-            except urllib3.exceptions.HTTPError:
-                return False
-
-        wait_until(answers, timeout_seconds=30, what="the API answers")
-        yield port
-
-
 @click.command()
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds, in turn.")
 @click.option("--seconds", default=10.0, show_default=True, help="Length of a round of each.")
@@ -243,7 +217,7 @@ def cache(
         ids = [str(job.resource_id) for job in jobs]
         env = {"WAYBILL_DATABASE_URL": url, "WAYBILL_REDIS_URL": redis.url, "WAYBILL_DATA_DIR": str(path)}
         writers = Writers(env, rate)
-        with _api(url, "", path) as plain, _api(url, redis.url, path) as cached:
+        with running_api(url, path) as (plain, _), running_api(url, path, redis_url=redis.url) as (cached, _):
             writers.start()
             wait_until(lambda: bool(writers.known), timeout_seconds=30, what="somebody writes")
             stale = 0

@@ -19,12 +19,11 @@ import psutil
 import urllib3
 from websockets.asyncio.client import connect
 
-from deploy.ports import free_port
 from models.settings import Settings
-from tests.bench.processes import BenchFailure, python, running
+from tests.bench.api_process import running_api
+from tests.bench.processes import BenchFailure
 from tests.kit.platform import Platform
 from tests.kit.servers import fresh_database, postgres_server, temporary_data_directory
-from tests.kit.waiting import wait_until
 
 BATCH = 50
 
@@ -163,25 +162,7 @@ def streams(long_polls: int, events: int, sockets: int) -> None:
     with postgres_server() as server, fresh_database(server) as url, temporary_data_directory() as directory:
         platform = Platform(Settings(_env_file=None, database_url=url, data_dir=Path(directory.path)))
         token = platform.container.tokens.issue(platform.ada)
-        port = free_port()
-        env = {
-            "WAYBILL_DATABASE_URL": url,
-            "WAYBILL_BROKER_URL": "memory://",
-            "WAYBILL_DATA_DIR": str(directory.path),
-            "WAYBILL_API_PORT": str(port),
-            "WAYBILL_RATE_LIMITS": "off",
-        }
-        log = Path(directory.path) / "api.log"
-        with running(python("deploy.cli", "api"), env, log) as process:
-            http = urllib3.PoolManager(retries=False)
-
-            def answers() -> bool:
-                try:
-                    return http.request("GET", f"http://127.0.0.1:{port}/health/live").status == 200
-                except urllib3.exceptions.HTTPError:
-                    return False
-
-            wait_until(answers, timeout_seconds=30, what="the API answers")
+        with running_api(url, Path(directory.path)) as (port, process):
             asyncio.run(
                 _measure(platform, port, token, psutil.Process(process.pid), [long_polls, events, sockets])
             )

@@ -22,8 +22,8 @@ from tests.chaos.evidence import SUBSCRIBED, Evidence, Op
 from tests.chaos.witness import Witnessed
 
 REPAYMENT_SECONDS = 5.0
-"""The cache's one stated staleness: what changed while workers did not reach Redis is forgotten within a
-second of its return. Generous, for busy machines. At any other time a read may not be old at all."""
+"""The cache's one stated staleness: what changed while workers did not reach Redis is forgotten within
+seconds of its return. Generous, for busy machines. At any other time a read may not be old at all."""
 
 MEMORY_FACTOR, MEMORY_SLACK = 1.6, 128 * 1024 * 1024
 FILES_FACTOR, FILES_SLACK = 1.5, 64
