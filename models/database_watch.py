@@ -87,6 +87,7 @@ class DatabaseWatch:
         self._thread: threading.Thread | None = None
         self._heard_at = float("-inf")
         self._away_since: float | None = None
+        self._last_away = float("-inf")
         self._is_speechless = False
         self._is_probing = False
 
@@ -104,6 +105,11 @@ class DatabaseWatch:
         """Since when no connection can be made; None where it can."""
         since = self._away_since
         return None if since is None else self._now() - since
+
+    @property
+    def last_away(self) -> float:
+        """The last moment (monotonic seconds) at which PostgreSQL was known to be away."""
+        return self._last_away
 
     def admit(self) -> None:
         """Let somebody use a connection that is there, or wait for one.
@@ -234,8 +240,10 @@ class DatabaseWatch:
             _log.warning("the database is away", extra={"reason": " ".join(str(error).split())[:300]})
 
     def _shut(self) -> None:
-        self._heard_at = self._now()
+        self._heard_at = now = self._now()
         with self._lock:
+            if self._away_since is not None:
+                self._last_away = now
             since, self._away_since, self._is_speechless = self._away_since, None, False
         if since is not None:
             DATABASE_AWAY.set(0)

@@ -194,6 +194,26 @@ def test_job_at_work_when_the_database_goes_away_burns_no_attempt(
     assert (found["state"], found["attempt"]) == ("succeeded", 1)
 
 
+def test_connections_that_rested_over_an_outage_are_not_trusted(
+    own: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.database._TRUSTED_SECONDS", 60)  # however fast it is back
+    database = Database(own.url, pool_size=3)
+
+    def use_all() -> None:
+        with database.snapshot() as one, database.snapshot() as two, database.snapshot() as three:
+            assert [each.execute(text("SELECT 7")).scalar_one() for each in (one, two, three)] == [7, 7, 7]
+
+    with database.snapshot(), database.snapshot():  # two are made, and the third is not
+        pass
+    with _gone(own), database.snapshot(), database.snapshot():
+        with pytest.raises(DatabaseUnavailable), database.snapshot():
+            pass
+    wait_until(lambda: database.away_seconds is None, timeout_seconds=10)
+    use_all()
+    database.close()
+
+
 def test_closed_database_leaves_no_thread_and_no_descriptor(own: PostgresServer, api: Api) -> None:
     container = type(api.container)(api.container.settings, role="brief")
     with container.database.snapshot() as connection:
