@@ -5,7 +5,7 @@ import random
 import signal
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -13,9 +13,21 @@ import click
 from tests.chaos import faults
 from tests.chaos.bugs import BUGS
 from tests.chaos.run import Plan, Result, run
+from tests.chaos.stopwatch import SETTLING_SECONDS
 
 _SECONDS_EACH = 7.0
 """For a round of faults, with what it takes to recover, where only a time is given."""
+
+GOALS: tuple[tuple[str, float, Callable[[str], bool]], ...] = (
+    ("a worker killed", 15, lambda fault: fault in ("kill worker", "kill pool", "kill whole-pool")),
+    ("a broker killed", 15, lambda fault: fault in ("kill rabbitmq", "stop rabbitmq")),
+    ("PostgreSQL away", 10, lambda fault: fault.split()[0] in _FELLING and fault.endswith(" postgres")),
+    ("a silent peer", 30, lambda fault: fault.split()[0] in ("black-hole", "swallow", "stop")),
+    ("a broker wiped", 60, lambda fault: fault == "wipe rabbitmq"),
+)
+"""What is to recover within how many seconds: of its begin where it is over at once, else of its return."""
+
+_FELLING = ("kill", "immediate", "stop", "kill-backend")
 
 
 @click.command()
@@ -29,7 +41,17 @@ _SECONDS_EACH = 7.0
     type=click.FloatRange(1, 500),
     help="Requests a second, about.",
 )
-@click.option("--faults", "rounds", type=click.IntRange(0), help="How many.  [default: one in 7 s]")
+@click.option(
+    "--clients", default=4, show_default=True, type=click.IntRange(1, 100), help="HTTP clients of each user."
+)
+@click.option("--faults", "rounds", type=click.IntRange(0), help="How many rounds.  [default: one in 7 s]")
+@click.option(
+    "--pairs",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="The share of rounds in which two things are broken at once.",
+)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -44,7 +66,9 @@ def chaos(
     minutes: float | None,
     seed: int | None,
     rate: float,
+    clients: int,
     rounds: int | None,
+    pairs: float,
     folder: Path | None,
     planted: tuple[str, ...],
 ) -> None:
@@ -63,13 +87,14 @@ def chaos(
     folder = folder or Path(tempfile.mkdtemp(prefix="waybill-chaos-"))
     signal.signal(signal.SIGTERM, _end)  # by itself it would leave the servers behind
     logging.getLogger("waybill").addHandler(logging.NullHandler())
-    plan = Plan(time_given, seed, rate, faults.schedule(seed, rounds), ",".join(planted))
+    schedule = faults.schedule(seed, rounds, pairs=pairs)
+    plan = Plan(time_given, seed, rate, schedule, ",".join(planted), clients=clients)
     result = run(plan, folder, lambda line: click.echo(f"chaos: {line}"))
     for line in summary(result):
         click.echo(line)
     click.echo(
         f"history, log and violations: {folder}; again: waybill chaos --seed {seed} "
-        f"--seconds {time_given:g} --faults {rounds} --rate {rate:g}"
+        f"--seconds {time_given:g} --faults {rounds} --pairs {pairs:g} --rate {rate:g} --clients {clients}"
     )
     if result.violations:
         raise SystemExit(1)
@@ -87,12 +112,32 @@ def summary(result: Result) -> Iterator[str]:
             f"  {name:32} {len(times):3} x  recovered in {statistics.median(times):5.1f} s"
             + (f", at most {max(times):.1f} s" if len(times) > 1 else "")
         )
+    for what, goal, belongs in GOALS:
+        times = [took for name, some in result.recoveries.items() if belongs(name) for took in some]
+        if times:
+            yield f"  {what}: recovered in at most {max(times):.1f} s, {len(times)} times (goal: {goal:g} s)"
     yield f"operations: {_counted(result.outcomes)}"
     yield f"jobs: {_counted(result.states)}; at rest {result.rest_seconds:.0f} s after healing"
     yield f"changes seen by the witness: {result.changes}; callbacks: {result.callbacks}"
+    yield from _paces(result)
+    for kind, memory in result.memory.items():
+        shown = " ".join(str(resident >> 20) for resident in memory)
+        yield f"memory of {kind} (MiB; at first, in the quarters, at rest): {shown}"
     for violation in result.violations:
         yield f"VIOLATION {violation}"
     yield f"violations: {len(result.violations)}"
+
+
+def _paces(result: Result) -> Iterator[str]:
+    pace = result.pace
+    if pace is None:
+        yield f"requests: {result.requests} timed, all within {SETTLING_SECONDS:g} s of a fault"
+        return
+    yield (
+        f"requests: {result.requests} timed, of them {pace.requests} not within {SETTLING_SECONDS:g} s of a "
+        f"fault: {pace.errors} errors, median {pace.median * 1000:.0f} ms, p95 {pace.p95 * 1000:.0f} ms, "
+        f"p99 {pace.p99 * 1000:.0f} ms"
+    )
 
 
 def _counted(numbers: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 
 import psutil
 
-from tests.chaos.arena import KINDS, Arena
+from tests.chaos.arena import KINDS, SERVERS, Arena
 from tests.chaos.ledger import connect
 from tests.kit.faulty_link import Mode, Weather
 
@@ -29,7 +29,7 @@ class Fault:
     Attributes:
         kind: What is done: ``kill``, ``wipe``, or a link's mode.
         target: To what: a kind of process, a server, or a link.
-        seconds: How long it lasts.
+        seconds: How long it lasts; 0 of what is over at once, so that recovery counts from its begin.
         draw: A number of its own, for what is to be chosen when it comes.
     """
 
@@ -81,8 +81,13 @@ _LONG_SHARE = 0.15
 """So many last longer than most time-outs."""
 
 
-def schedule(seed: int, count: int) -> list[list[Fault]]:
-    """``count`` rounds of one fault, at times two at once; the same for the same seed.
+def schedule(seed: int, count: int, *, pairs: float = 0.25) -> list[list[Fault]]:
+    """``count`` rounds of one fault, or two at once; the same for the same seed.
+
+    Args:
+        seed: Decides.
+        count: Rounds.
+        pairs: The share of rounds with two.
 
     Half of the rounds break processes or servers, half links. Within each half nothing comes twice before
     everything came once.
@@ -92,7 +97,7 @@ def schedule(seed: int, count: int) -> list[list[Fault]]:
     rounds = []
     for place in range(count):
         planned = [_drawn(decks, chance, is_grave=place % 2 == 0)]
-        if chance.random() < 0.25:
+        if chance.random() < pairs:
             second = _drawn(decks, chance, is_grave=chance.random() < 0.5)
             if second.target != planned[0].target:
                 planned.append(second)
@@ -106,7 +111,8 @@ def _drawn(decks: dict[bool, list[tuple[str, str]]], chance: random.Random, *, i
         chance.shuffle(decks[is_grave])
     kind, target = decks[is_grave].pop()
     seconds = chance.uniform(8, 20) if chance.random() < _LONG_SHARE else chance.uniform(1, 5)
-    return Fault(kind, target, round(seconds, 2), chance.getrandbits(32))
+    is_over_at_once = kind == "kill-backend" or (kind in ("kill", "term") and target not in SERVERS)
+    return Fault(kind, target, 0.0 if is_over_at_once else round(seconds, 2), chance.getrandbits(32))
 
 
 # ---- links -----------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ def _stop(arena: Arena, fault: Fault) -> Lift:
 
 
 def _kill(arena: Arena, fault: Fault) -> Lift:
-    if fault.target not in ("postgres", "rabbitmq", "redis"):
+    if fault.target not in SERVERS:
         return _signal(signal.SIGKILL, arena, fault)
     for victim in _victims(arena, fault)[:1]:
         victim.kill()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 GROWN = 40
 """Operations after which an entity is left alone: its metadata, which remember each, shall stay small."""
 
+_LATEST = 75
+
 
 @dataclass(slots=True)
 class Plot:
@@ -44,7 +46,9 @@ class Garden:
 
     plots: dict[str, Plot] = field(default_factory=dict)
     _by_user: dict[str, deque[Plot]] = field(default_factory=dict)
-    _errands: list[Errand] = field(default_factory=list)
+    _cleared: dict[str, list[Plot]] = field(default_factory=dict)
+    _errands: dict[str, list[Errand]] = field(default_factory=dict)
+    _scheduled: dict[str, list[Errand]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def sow(self, user: str) -> Plot:
@@ -71,6 +75,25 @@ class Garden:
             plot.uses += 1
             return plot
 
+    def clear(self, plot: Plot) -> bool:
+        """Begin to delete it; False where somebody has."""
+        with self._lock:
+            if plot.is_cleared:
+                return False
+            plot.is_cleared = True
+            self._cleared.setdefault(plot.user, []).append(plot)
+            return True
+
+    def pick_cleared(self, user: str, chance: random.Random) -> Plot | None:
+        """One to be sown anew, once."""
+        with self._lock:
+            cleared = self._cleared.get(user)
+            if not cleared:
+                return None
+            plot = cleared.pop(chance.randrange(len(cleared)))
+            plot.has_rest = True
+            return plot
+
     def note_version(self, entity: str, version: int) -> None:
         """An answer named it."""
         with self._lock:
@@ -81,11 +104,15 @@ class Garden:
     def remember(self, errand: Errand) -> None:
         """A job was accepted."""
         with self._lock:
-            self._errands.append(errand)
+            self._errands.setdefault(errand.user, []).append(errand)
+            if errand.is_scheduled:
+                self._scheduled.setdefault(errand.user, []).append(errand)
 
     def errand(self, user: str, chance: random.Random, *, is_scheduled: bool = False) -> Errand | None:
         """A job to look at: mostly one of the latest, at times any."""
         with self._lock:
-            pool = self._errands if chance.random() < 0.3 else self._errands[-150:]
-            mine = [one for one in pool if one.user == user and (one.is_scheduled or not is_scheduled)]
-        return chance.choice(mine) if mine else None
+            mine = (self._scheduled if is_scheduled else self._errands).get(user, [])
+            if not mine:
+                return None
+            first = 0 if chance.random() < 0.3 else max(len(mine) - _LATEST, 0)
+            return mine[chance.randrange(first, len(mine))]

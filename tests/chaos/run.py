@@ -4,8 +4,9 @@ import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tests.chaos import faults, ledger, witness
@@ -17,6 +18,7 @@ from tests.chaos.crowd import Crowd
 from tests.chaos.evidence import SUBSCRIBED, Evidence, arrivals
 from tests.chaos.garden import Garden
 from tests.chaos.history import History, kept
+from tests.chaos.stopwatch import Pace, Stopwatch
 from tests.chaos.upstream import UpstreamSystem
 from tests.chaos.workload import User, Worker
 from tests.kit.client import Client
@@ -25,7 +27,6 @@ from tests.kit.upstream import ManagementApi
 
 WARM_UP_SECONDS = 4.0
 _HASTEN_EVERY_SECONDS = 8.0
-_CLIENTS_EACH = 4
 _USERS = ("ada", "bob")
 
 Say = Callable[[str], None]
@@ -42,6 +43,7 @@ class Plan:
         rounds: The faults, one or two at once.
         bugs: Of ``bugs.py`` to be planted, comma-separated; empty: none.
         rest_seconds: What is not at rest by then never is. (Claims of the dead last 60 s, retries some more.)
+        clients: HTTP clients of each user.
     """
 
     seconds: float
@@ -50,6 +52,7 @@ class Plan:
     rounds: Sequence[Sequence[faults.Fault]]
     bugs: str = ""
     rest_seconds: float = 300.0
+    clients: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,10 @@ class Result:
         callbacks: Arrived.
         changes: That the witness saw.
         rest_seconds: From the last fault until nothing was left to be done.
+        requests: That were timed.
+        pace: Of those that met no fault; None where all did.
+        memory: Resident bytes by kind of process, the largest of its processes: at the first fault, at the
+            highest in each quarter of the run, and at rest.
     """
 
     violations: Sequence[Violation]
@@ -72,6 +79,9 @@ class Result:
     callbacks: int
     changes: int
     rest_seconds: float
+    requests: int
+    pace: Pace | None
+    memory: Mapping[str, Sequence[int]]
 
 
 def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
@@ -117,6 +127,8 @@ class Run:
         self._garden = Garden()
         self._recoveries: dict[str, list[float]] = defaultdict(list)
         self._leftovers: list[str] = []
+        self._stopwatch = Stopwatch()
+        self._footprints: list[Footprint] = []
         arena.add_link("worker-receiver", receiver.port)
         self._users = _furnish(arena)
         url = f"http://127.0.0.1:{arena.api_port}"
@@ -127,8 +139,11 @@ class Run:
     def result(self) -> Result:
         """Do it all, and judge."""
         chance = random.Random(f"workload-{self._plan.seed}")
-        clients = [user for user in self._users if user.name in _USERS] * _CLIENTS_EACH
-        workers = [self._worker(self._arena.url, one, random.Random(chance.random())) for one in clients]
+        clients = [user for user in self._users if user.name in _USERS] * self._plan.clients
+        workers = [
+            self._worker(self._arena.url, one, random.Random(chance.random()), self._stopwatch)
+            for one in clients
+        ]
         crowd = Crowd(workers, self._plan.rate, chance)
         upstream = UpstreamSystem(
             self._arena.rabbitmq.url, EVERYONE, self._history, random.Random(chance.random()), rate=3
@@ -163,6 +178,7 @@ class Run:
                 lift()
             self._history.add("healed", name=name)
             took = self._canary.sings_after()
+            self._footprints.append(self._arena.footprint())
             self._say(
                 f"{place + 1}/{len(self._plan.rounds)} {name}: "
                 + ("did not recover" if took is None else f"recovered in {took:.1f} s")
@@ -194,6 +210,7 @@ class Run:
         url = self._arena.postgres.url
         if not self._arena.is_ready():
             self._leftovers.append("the platform does not say that it is ready")
+        after = self._arena.footprint()
         evidence = Evidence(
             lines=self._history.lines,
             testimonies=witness.testimonies(url),
@@ -202,7 +219,7 @@ class Run:
             leftovers=self._leftovers,
             ledger=list(ledger.violations(url, ledger.RULES)),
             before=before,
-            after=self._arena.footprint(),
+            after=after,
         )
         ops = evidence.operations().values()
         return Result(
@@ -213,11 +230,31 @@ class Run:
             callbacks=len(evidence.arrivals),
             changes=len(evidence.testimonies),
             rest_seconds=rest_seconds,
+            requests=self._stopwatch.requests,
+            pace=self._stopwatch.pace(self._history.lines),
+            memory=_by_quarter([before, *self._footprints, after]),
         )
 
-    def _worker(self, url: str, user: User, chance: random.Random) -> Worker:
+    def _worker(
+        self, url: str, user: User, chance: random.Random, stopwatch: Stopwatch | None = None
+    ) -> Worker:
         others = [one for one in self._users if one.name in _USERS and one.name != user.name]
-        return Worker(url, user, self._history, self._garden, chance, others)
+        return Worker(url, user, self._history, self._garden, chance, others, stopwatch)
+
+
+def _by_quarter(footprints: Sequence[Footprint]) -> dict[str, list[int]]:
+    """Resident memory: the first, the highest in each quarter of the others, and the last."""
+    first, *between, last = footprints
+    cuts = [len(between) * place // 4 for place in range(5)]
+    quarters = [between[begin:end] for begin, end in pairwise(cuts) if begin < end]
+    return {
+        kind: [
+            first.memory[kind],
+            *(max(one.memory.get(kind, 0) for one in quarter) for quarter in quarters),
+            last.memory.get(kind, 0),
+        ]
+        for kind in first.memory
+    }
 
 
 def _furnish(arena: Arena) -> list[User]:

@@ -6,6 +6,7 @@ Over AMQP: ``upstream.py``.
 """
 
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import urllib3
 
 from tests.chaos.garden import Errand, Garden, Plot
 from tests.chaos.history import History
+from tests.chaos.stopwatch import Stopwatch
 from tests.kit.client import Client, Reply
 
 _BODILESS = (204, 304)
@@ -23,6 +25,9 @@ ANSWER_SECONDS = 6.0
 """A client waits so long for an answer, and then does not know."""
 RESENDS = 4
 """How often it sends at most what nobody answers."""
+
+Item = tuple[str, int, Plot, dict[str, Any]]
+"""Of a bulk: what is done, its operation's number, to what, and with which data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,11 @@ class Worker:
     Args:
         url: The API's.
         user: For whom it works.
-        others: Users whose entities it must never see.
         history: Told of everything.
         garden: Shared with the others.
         chance: Its own, seeded.
+        others: Users whose entities it must never see.
+        stopwatch: Times requests that do not wait on purpose.
     """
 
     def __init__(
@@ -62,7 +68,9 @@ class Worker:
         garden: Garden,
         chance: random.Random,
         others: Sequence[User] = (),
+        stopwatch: Stopwatch | None = None,
     ) -> None:
+        self._stopwatch = stopwatch
         self._client = Client(url, timeout_seconds=ANSWER_SECONDS)
         self._user = user
         self._others = others
@@ -104,15 +112,9 @@ class Worker:
 
     def create_again(self) -> None:
         """Sow what was deleted: its version must go on."""
-        cleared = [
-            one
-            for one in list(self._garden.plots.values())
-            if one.user == self._user.name and one.is_cleared and not one.has_rest
-        ]
-        if not cleared:
+        plot = self._garden.pick_cleared(self._user.name, self._chance)
+        if plot is None:
             return self.create()
-        plot = self._chance.choice(cleared)
-        plot.has_rest = True
         self._create(plot)
         self._garden.grow(plot)
         return None
@@ -130,9 +132,8 @@ class Worker:
     def delete(self) -> None:
         """Clear an entity away."""
         plot = self._picked()
-        if plot is None or plot.is_cleared:
+        if plot is None or not self._garden.clear(plot):
             return
-        plot.is_cleared = True
         self._write("delete", plot, "DELETE", f"entities/{plot.entity}")
 
     def schedule(self) -> None:
@@ -156,29 +157,36 @@ class Worker:
         plot = self._picked()
         if plot is None:
             return
-        size = self._chance.randint(2, 12)
         key = f"bulk-{self._user.name}-{self._chance.getrandbits(64):x}"
-        items: list[tuple[int, Plot, dict[str, Any]]] = []
-        for place in range(size):
-            into = plot if self._chance.random() < 0.6 else (self._picked() or plot)
-            op = self._invoke("patch", into, key=f"{key}#{place}", bulk=key)
-            items.append((op, into, _data(op)))
+        items = [self._item(plot, place, key) for place in range(self._chance.randint(2, 12))]
+        if self._chance.random() < 0.4:  # a large one, mostly of new entities
+            items += [self._sown(place, key) for place in range(len(items), self._chance.randint(20, 150))]
         body = {
             "operations": [
-                {"operation": "patch", "resource": "entities", "id": into.entity, "data": data}
-                for _, into, data in items
+                {"operation": kind, "resource": "entities", "id": into.entity, "data": data}
+                for kind, _, into, data in items
             ]
         }
         reply, is_first = self._persist("POST", "bulk", body, {"Idempotency-Key": key}, key)
         if reply is None or reply.status >= 400:
-            for op, _, _ in items:
+            for _, op, _, _ in items:
                 self._refused(op, reply.status if reply else None, is_first=is_first)
             return
-        for (op, _, _), place in zip(items, reply.json["jobs"], strict=True):
+        for (_, op, _, _), place in zip(items, reply.json["jobs"], strict=True):
             if "error" in place and "index" in place:
                 self._refused(op, place["error"]["status"], is_first=is_first)
             else:
                 self._accepted(op, place, is_scheduled=False)
+
+    def _item(self, plot: Plot, place: int, key: str) -> Item:
+        into = plot if self._chance.random() < 0.6 else (self._picked() or plot)
+        op = self._invoke("patch", into, key=f"{key}#{place}", bulk=key)
+        return "patch", op, into, _data(op)
+
+    def _sown(self, place: int, key: str) -> Item:
+        plot = self._garden.sow(self._user.name)
+        op = self._invoke("create", plot, key=f"{key}#{place}", bulk=key)
+        return "create", op, plot, {"name": f"sown by {op}", **_data(op)}
 
     def cancel(self) -> None:
         """Withdraw a job, mostly one that waits for its time."""
@@ -398,12 +406,24 @@ class Worker:
     ) -> Reply:
         if not self._client.token:
             self._log_in()
-        reply = self._client.call(method, path, body, headers)
+        reply = self._timed(method, path, body, headers)
         if reply.status == 401:  # refused for certain: nothing of it has happened
             self._log_in()
-            reply = self._client.call(method, path, body, headers)
+            reply = self._timed(method, path, body, headers)
         if reply.status not in _BODILESS and str(len(reply.body)) != reply.headers.get("content-length"):
             raise urllib3.exceptions.HTTPError("cut off in its head, which Python's client takes for its end")
+        return reply
+
+    def _timed(self, method: str, path: str, body: Any, headers: Mapping[str, str] | None) -> Reply:
+        asked, status = self._history.now(), 0
+        try:
+            reply = self._client.call(method, path, body, headers)
+            status = reply.status
+        finally:
+            waits = (headers or {}).get("Prefer", "").startswith("wait")
+            if self._stopwatch is not None and not waits:
+                is_error = status == 0 or status >= 500
+                self._stopwatch.note(asked, self._history.now() - asked, is_error=is_error)
         return reply
 
     def _log_in(self) -> None:
@@ -420,7 +440,7 @@ def _data(op: int) -> dict[str, Any]:
 
 
 def _nonces(entity: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in entity.get("metadata") or {} if name.startswith("n-"))
+    return sorted(sys.intern(name) for name in entity.get("metadata") or {} if name.startswith("n-"))
 
 
 def _moment(seconds: float) -> str:

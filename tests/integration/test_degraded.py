@@ -206,9 +206,8 @@ def test_connections_that_rested_over_an_outage_are_not_trusted(
 
     with database.snapshot(), database.snapshot():  # two are made, and the third is not
         pass
-    with _gone(own), database.snapshot(), database.snapshot():
-        with pytest.raises(DatabaseUnavailable), database.snapshot():
-            pass
+    with _gone(own), database.snapshot(), database.snapshot(), pytest.raises(DatabaseUnavailable):
+        database.snapshot().__enter__()
     wait_until(lambda: database.away_seconds is None, timeout_seconds=10)
     use_all()
     database.close()
