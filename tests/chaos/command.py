@@ -38,11 +38,18 @@ _FELLING = ("kill", "immediate", "stop", "kill-backend")
     "--rate",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(1, 500),
+    type=click.FloatRange(1, 2000),
     help="Requests a second, about.",
 )
 @click.option(
     "--clients", default=4, show_default=True, type=click.IntRange(1, 100), help="HTTP clients of each user."
+)
+@click.option(
+    "--reads",
+    default=0.3,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="The share of acts that only look: at jobs, entities, lists.",
 )
 @click.option("--faults", "rounds", type=click.IntRange(0), help="How many rounds.  [default: one in 7 s]")
 @click.option(
@@ -67,6 +74,7 @@ def chaos(
     seed: int | None,
     rate: float,
     clients: int,
+    reads: float,
     rounds: int | None,
     pairs: float,
     folder: Path | None,
@@ -88,13 +96,14 @@ def chaos(
     signal.signal(signal.SIGTERM, _end)  # by itself it would leave the servers behind
     logging.getLogger("waybill").addHandler(logging.NullHandler())
     schedule = faults.schedule(seed, rounds, pairs=pairs)
-    plan = Plan(time_given, seed, rate, schedule, ",".join(planted), clients=clients)
+    plan = Plan(time_given, seed, rate, schedule, ",".join(planted), clients=clients, reads=reads)
     result = run(plan, folder, lambda line: click.echo(f"chaos: {line}"))
     for line in summary(result):
         click.echo(line)
     click.echo(
         f"history, log and violations: {folder}; again: waybill chaos --seed {seed} "
-        f"--seconds {time_given:g} --faults {rounds} --pairs {pairs:g} --rate {rate:g} --clients {clients}"
+        f"--seconds {time_given:g} --faults {rounds} --pairs {pairs:g} --rate {rate:g} --clients {clients} "
+        f"--reads {reads:g}"
     )
     if result.violations:
         raise SystemExit(1)

@@ -44,6 +44,7 @@ class Plan:
         bugs: Of ``bugs.py`` to be planted, comma-separated; empty: none.
         rest_seconds: What is not at rest by then never is. (Claims of the dead last 60 s, retries some more.)
         clients: HTTP clients of each user.
+        reads: The share of their acts that only look.
     """
 
     seconds: float
@@ -53,6 +54,7 @@ class Plan:
     bugs: str = ""
     rest_seconds: float = 300.0
     clients: int = 4
+    reads: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ class Run:
         self, url: str, user: User, chance: random.Random, stopwatch: Stopwatch | None = None
     ) -> Worker:
         others = [one for one in self._users if one.name in _USERS and one.name != user.name]
-        return Worker(url, user, self._history, self._garden, chance, others, stopwatch)
+        return Worker(url, user, self._history, self._garden, chance, others, stopwatch, self._plan.reads)
 
 
 def _by_quarter(footprints: Sequence[Footprint]) -> dict[str, list[int]]:

@@ -58,6 +58,7 @@ class Worker:
         chance: Its own, seeded.
         others: Users whose entities it must never see.
         stopwatch: Times requests that do not wait on purpose.
+        reads: The share of its acts that only look.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Worker:
         chance: random.Random,
         others: Sequence[User] = (),
         stopwatch: Stopwatch | None = None,
+        reads: float = 0.3,
     ) -> None:
         self._stopwatch = stopwatch
         self._client = Client(url, timeout_seconds=ANSWER_SECONDS)
@@ -77,7 +79,7 @@ class Worker:
         self._history = history
         self._garden = garden
         self._chance = chance
-        self._acts: list[tuple[Callable[[], None], int]] = [
+        writes = [
             (self.patch, 40),
             (self.create, 12),
             (self.bulk, 4),
@@ -86,11 +88,17 @@ class Worker:
             (self.schedule, 5),
             (self.expire, 2),
             (self.cancel, 4),
+        ]
+        looks = [
             (self.look, 12),
             (self.read, 16),
             (self.list_entities, 3),
             (self.list_jobs, 1),
             (self.peep, 2),
+        ]
+        self._acts: list[tuple[Callable[[], None], float]] = [
+            *((act, weight * (1 - reads) / sum(one for _, one in writes)) for act, weight in writes),
+            *((act, weight * reads / sum(one for _, one in looks)) for act, weight in looks),
         ]
 
     def act(self) -> None:
