@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from tests.chaos.workload import ANSWER_SECONDS, RESENDS, Worker
+from tests.chaos.wire import ANSWER_SECONDS, RESENDS
+from tests.chaos.workload import Worker
 
 
 class Crowd:

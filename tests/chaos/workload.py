@@ -7,7 +7,6 @@ Over AMQP: ``upstream.py``.
 
 import random
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,13 +17,7 @@ import urllib3
 from tests.chaos.garden import Errand, Garden, Plot
 from tests.chaos.history import History
 from tests.chaos.stopwatch import Stopwatch
-from tests.kit.client import Client, Reply
-
-_BODILESS = (204, 304)
-ANSWER_SECONDS = 6.0
-"""A client waits so long for an answer, and then does not know."""
-RESENDS = 4
-"""How often it sends at most what nobody answers."""
+from tests.chaos.wire import Wire
 
 Item = tuple[str, int, Plot, dict[str, Any]]
 """Of a bulk: what is done, its operation's number, to what, and with which data."""
@@ -72,8 +65,7 @@ class Worker:
         stopwatch: Stopwatch | None = None,
         reads: float = 0.3,
     ) -> None:
-        self._stopwatch = stopwatch
-        self._client = Client(url, timeout_seconds=ANSWER_SECONDS)
+        self._wire = Wire(url, user.email, user.password, history, chance, stopwatch)
         self._user = user
         self._others = others
         self._history = history
@@ -175,7 +167,7 @@ class Worker:
                 for kind, _, into, data in items
             ]
         }
-        reply, is_first = self._persist("POST", "bulk", body, {"Idempotency-Key": key}, key)
+        reply, is_first = self._wire.persist("POST", "bulk", body, {"Idempotency-Key": key}, key)
         if reply is None or reply.status >= 400:
             for _, op, _, _ in items:
                 self._refused(op, reply.status if reply else None, is_first=is_first)
@@ -202,7 +194,7 @@ class Worker:
         if errand is None:
             return
         since = self._history.now()
-        reply = self._call("POST", f"jobs/{errand.job}/cancel")
+        reply = self._wire.call("POST", f"jobs/{errand.job}/cancel")
         if reply.status == 200:
             self._saw(reply.json, errand.job, since)
 
@@ -239,7 +231,7 @@ class Worker:
             body = _data(op)
         if kind == "create":
             body = {"id": plot.entity, "name": f"sown by {op}", **_data(op)}
-        reply, is_first = self._persist(method, path, body, sent, key)
+        reply, is_first = self._wire.persist(method, path, body, sent, key)
         if reply is None or reply.status >= 400:
             self._refused(op, reply.status if reply else None, is_first=is_first)
         elif reply.status == 202:
@@ -258,7 +250,7 @@ class Worker:
         self, op: int, method: str, path: str, body: Any, headers: Mapping[str, str], job: str
     ) -> None:
         """A duplicate of a request that was accepted: it must be the same job."""
-        reply = self._call(method, path, body, {**headers, "Prefer": "respond-async"})
+        reply = self._wire.call(method, path, body, {**headers, "Prefer": "respond-async"})
         if reply.status == 202:
             self._history.add("replayed", op=op, job=reply.json["id"], first=job)
 
@@ -287,7 +279,7 @@ class Worker:
             return
         since = self._history.now()
         headers = {"Prefer": "wait=2"} if self._chance.random() < 0.2 else None
-        reply = self._call("GET", f"jobs/{errand.job}", headers=headers)
+        reply = self._wire.call("GET", f"jobs/{errand.job}", headers=headers)
         if reply.status == 200:
             self._saw(reply.json, errand.job, since)
         elif reply.status < 500:
@@ -301,7 +293,7 @@ class Worker:
 
     def _read_one(self, plot: Plot) -> None:
         since = self._history.now()
-        reply = self._call("GET", f"entities/{plot.entity}")
+        reply = self._wire.call("GET", f"entities/{plot.entity}")
         if reply.status == 200:
             self._read(reply.json, plot.entity, since)
         elif reply.status < 500:
@@ -312,7 +304,7 @@ class Worker:
     def list_entities(self) -> None:
         """Read a page of entities."""
         since = self._history.now()
-        reply = self._call("GET", "entities?limit=30&sort=-createdAt")
+        reply = self._wire.call("GET", "entities?limit=30&sort=-createdAt")
         if reply.status == 200:
             for item in reply.json["items"]:
                 self._read(item, None, since)
@@ -320,7 +312,7 @@ class Worker:
     def list_jobs(self) -> None:
         """Read a page of jobs."""
         since = self._history.now()
-        reply = self._call("GET", "jobs?limit=50")
+        reply = self._wire.call("GET", "jobs?limit=50")
         if reply.status == 200:
             for item in reply.json["items"]:
                 self._saw(item, None, since)
@@ -330,7 +322,7 @@ class Worker:
         other = self._chance.choice(list(self._others)) if self._others else None
         plot = self._garden.pick(other.name, self._chance) if other else None
         if plot is not None:
-            reply = self._call("GET", f"entities/{plot.entity}")
+            reply = self._wire.call("GET", f"entities/{plot.entity}")
             if reply.status < 400:
                 self._history.add("foreign", user=self._user.name, entity=plot.entity, status=reply.status)
 
@@ -339,7 +331,7 @@ class Worker:
         path: str | None = "jobs?limit=100"
         while path is not None:
             since = self._history.now()
-            reply = self._call("GET", path)
+            reply = self._wire.call("GET", path)
             assert reply.status == 200, reply.body
             for item in reply.json["items"]:
                 self._saw(item, None, since, is_last=True)
@@ -385,62 +377,6 @@ class Worker:
             nonces=_nonces(entity),
             status=200,
         )
-
-    # ---- the wire ----------------------------------------------------------------------
-
-    def _persist(
-        self, method: str, path: str, body: Any, headers: Mapping[str, str], key: str | None
-    ) -> tuple[Reply | None, bool]:
-        """Send until it is answered, where a key makes that safe.
-
-        Returns:
-            The last answer, None where there was none; and whether it was the first sending's.
-        """
-        reply, attempt = None, 0
-        for attempt in range(RESENDS if key and self._chance.random() < 0.8 else 1):
-            if attempt:
-                time.sleep(self._chance.uniform(0.05, 0.5))
-            try:
-                reply = self._call(method, path, body, headers)
-            except urllib3.exceptions.HTTPError:
-                reply = None
-                continue
-            if reply.status < 500:
-                break
-        return reply, attempt == 0
-
-    def _call(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Reply:
-        if not self._client.token:
-            self._log_in()
-        reply = self._timed(method, path, body, headers)
-        if reply.status == 401:  # refused for certain: nothing of it has happened
-            self._log_in()
-            reply = self._timed(method, path, body, headers)
-        if reply.status not in _BODILESS and str(len(reply.body)) != reply.headers.get("content-length"):
-            raise urllib3.exceptions.HTTPError("cut off in its head, which Python's client takes for its end")
-        return reply
-
-    def _timed(self, method: str, path: str, body: Any, headers: Mapping[str, str] | None) -> Reply:
-        asked, status = self._history.now(), 0
-        try:
-            reply = self._client.call(method, path, body, headers)
-            status = reply.status
-        finally:
-            waits = (headers or {}).get("Prefer", "").startswith("wait")
-            if self._stopwatch is not None and not waits:
-                is_error = status == 0 or status >= 500
-                self._stopwatch.note(asked, self._history.now() - asked, is_error=is_error)
-        return reply
-
-    def _log_in(self) -> None:
-        answer = self._client.call(
-            "POST", "/auth/login", {"email": self._user.email, "password": self._user.password}
-        )
-        if answer.status != 200:
-            raise urllib3.exceptions.HTTPError(f"no log-in: {answer.status}")
-        self._client.token = answer.json["accessToken"]
 
 
 def _data(op: int) -> dict[str, Any]:
