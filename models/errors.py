@@ -20,7 +20,8 @@
     ├── Transient              passes by itself: retried from a fresh read
     │   ├── DatabaseUnavailable     lost, refused or timed-out connection
     │   ├── Contention              deadlock, serialization failure, lock time-out, stale read
-    │   └── BrokerUnavailable       RabbitMQ refused, timed out or returned the message
+    │   ├── BrokerUnavailable       RabbitMQ refused, timed out or returned the message
+    │   └── Unfamiliar              of another version; a worker of that version may take it
     └── Permanent              recorded, never retried
         └── ConfigurationError      a setting is wrong; the message says how to mend it
 """
@@ -194,6 +195,10 @@ class DatabaseUnavailable(Transient):
 
 class Contention(Transient):
     """Deadlock, serialization failure, lock time-out, or a row that changed since it was read."""
+
+
+class Unfamiliar(Transient):
+    """A payload has members that this version does not know: it was accepted by another one."""
 
 
 class BrokerUnavailable(Transient):

@@ -23,6 +23,7 @@ from models.errors import (
     Invalid,
     NotFound,
     PreconditionFailed,
+    Unfamiliar,
 )
 from models.identity.principals import Action, Permissions, Principal, may, reach_of
 from models.identity.sealing import Sealer
@@ -270,6 +271,7 @@ class ResourceService:
 
         Raises:
             Refusal: A business rule forbids it; final, with the status that a caller would see.
+            Unfamiliar: The payload was accepted by a version with another schema.
         """
         self.check_role(work.principal, work.operation.action)
         if current is not None:
@@ -288,7 +290,7 @@ class ResourceService:
         if work.operation is Operation.READ:
             return self._change(Effect.NONE, current)
         if work.operation is Operation.REPLACE:
-            document = _validated(self.resource.update, work.payload or "")
+            document = _accepted(self.resource.update, work.payload or "")
             values = self.replaced(current, document)
         else:
             document = self._patched(current, work.payload or "")
@@ -342,9 +344,10 @@ class ResourceService:
         return column is None or current[column] == parent_id
 
     def seen(self, row: Row) -> bytes:
-        """The instance as JSON text, by the read schema."""
+        """The instance as JSON text, by the read schema; what a newer version put in beside is left out."""
         names = self.resource.read.model_fields
-        document = self.resource.read.model_validate({name: row[name] for name in names}, by_name=True)
+        values = {name: row[name] for name in names}
+        document = self.resource.read.model_validate(values, by_name=True, extra="ignore")
         return document.model_dump_json(by_alias=True).encode()
 
     def _created(self, work: Work, current: Row | None) -> Change:
@@ -352,7 +355,7 @@ class ResourceService:
             raise Conflict(f"The {self.resource.singular} {work.resource_id} exists already")
         owner_id = work.owner_id or work.principal.id
         self.authorize_for(work.principal, Action.WRITE, owner_id)
-        document = _validated(self.resource.create, work.payload or "")
+        document = _accepted(self.resource.create, work.payload or "")
         after = {
             "id": work.resource_id,
             **self.resource.defaults,
@@ -390,7 +393,7 @@ class ResourceService:
         # A column's text where the schema has an enum writes the same JSON: no reason to warn.
         document = orjson.loads(present.model_dump_json(by_alias=True, warnings=False, exclude_unset=True))
         merged = merge_patch.apply(document, orjson.loads(payload))
-        return _validated(schema, orjson.dumps(merged))
+        return _accepted(schema, orjson.dumps(merged))
 
 
 def _validated(schema: type[BaseModel], body: bytes | str) -> BaseModel:
@@ -399,3 +402,19 @@ def _validated(schema: type[BaseModel], body: bytes | str) -> BaseModel:
         return schema.model_validate_json(body, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise refusal(error) from error
+
+
+def _accepted(schema: type[BaseModel], body: bytes | str) -> BaseModel:
+    """Validate what was valid at the door: a member that is not known is known to another version."""
+    try:
+        return _validated(schema, body)
+    except Invalid as invalid:
+        cause = invalid.__cause__
+        if isinstance(cause, ValidationError) and any(one["type"] == _EXTRA for one in cause.errors()):
+            raise Unfamiliar(
+                "the payload has members that this version does not know; a worker of another may take it"
+            ) from invalid
+        raise
+
+
+_EXTRA = "extra_forbidden"

@@ -23,20 +23,21 @@ def make_app(settings: Settings) -> Celery:
     """Make the Celery application for ``settings``. Connects to nothing.
 
     Its tasks build their collaborators on first use, in the process that runs them: after the fork.
+    What the API of a newer version may say beside the ids is left aside: the ledger says all that counts.
     """
     app = Celery("waybill", set_as_current=False)
     app.conf.update(_configuration(settings))
     runtime = Runtime(settings, app)
 
     @app.task(shared=False, name=APPLY, bind=True, ignore_result=True, Request=witnessed(runtime.witness))
-    def apply(task: Task[Any, Any], job_ids: list[str]) -> None:
+    def apply(task: Task[Any, Any], /, job_ids: list[str], **_of_a_newer_version: Any) -> None:
         """Apply announced jobs."""
         delivery = task.request.delivery_info or {}
         is_redelivered, queue = bool(delivery.get("redelivered")), str(delivery.get("routing_key"))
         _run(lambda: runtime.apply(_uuids(job_ids), are_suspect=is_redelivered, queue=queue), len(job_ids))
 
     @app.task(shared=False, name=DELIVER, ignore_result=True)
-    def deliver(delivery_ids: list[str]) -> None:
+    def deliver(delivery_ids: list[str], **_of_a_newer_version: Any) -> None:
         """Send announced deliveries."""
         _run(lambda: runtime.deliver(_uuids(delivery_ids)), len(delivery_ids))
 

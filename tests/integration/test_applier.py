@@ -11,10 +11,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, event, text
 
+from models import explanation
 from models.errors import DatabaseUnavailable
 from models.identity.principals import Role
 from models.ids import new_id
-from models.job import Operation, Submission
+from models.job import Operation, Submission, to_json
+from models.job_history import JobHistory
 from models.retry import RetryPolicy
 from tasks import applier as applier_module
 from tests.kit.platform import Platform
@@ -382,6 +384,42 @@ def test_worker_that_does_not_know_the_resource_fails_no_job_of_it(platform: Pla
     platform.rows("UPDATE jobs SET resource = 'parcels' WHERE id = :id", id=unknown.job_id)
     platform.applier().apply(ids)
     assert platform.states(ids) == ["succeeded", "retrying"]
+
+
+def test_member_that_only_another_version_knows_waits_for_a_worker_of_that(platform: Platform) -> None:
+    newer = platform.submission(Operation.CREATE, data={"name": "x", "novelty": 1})
+    ids = platform.accept(newer, platform.create())
+
+    platform.applier(PATIENT).apply(ids)
+
+    assert platform.states(ids) == ["retrying", "succeeded"]
+    (failed,) = platform.job(ids[0]).attempts or ()
+    assert failed["reason"].startswith("Unfamiliar: the payload has members that this version does not know")
+
+
+def test_unknown_members_in_what_the_ledger_keeps_as_json_kill_no_reader(platform: Platform) -> None:
+    (one,) = platform.accept(platform.create())
+    platform.rows(
+        """
+        UPDATE jobs SET attempts = '[{"generation": 1, "attempt": 1, "at": "2026-01-01T00:00:00+00:00",
+                                      "reason": "x", "novelty": {"a": [1]}}]',
+                        crash_log = '[{"worker": "w", "at": "2026-01-01T00:00:00+00:00", "novelty": 1}]'
+        WHERE id = :id
+        """,
+        id=one,
+    )
+    with platform.database.snapshot() as connection:
+        facts = explanation.gather(connection, platform.job(one))
+        assert explanation.summary(platform.job(one), facts, 1)
+
+    platform.applier().apply([one])
+
+    job = platform.job(one)
+    assert job.state == "succeeded"
+    assert b'"novelty":{"a":[1]}' in to_json(job.document())
+    with platform.database.snapshot() as connection:
+        (first, _) = JobHistory().since(connection, {one: 0})[one]
+    assert first.state == "queued"
 
 
 # ---- who may -------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 from celery import Celery
+from kombu import Connection
 
 from deploy.server import is_running
 from models.ids import new_id
 from models.job import Priority
 from tasks.announcer import Announcer
+from tasks.names import APPLY, DEAD_MESSAGES, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tests.kit.ageing import many_finished
 from tests.kit.platform import Platform
 from tests.kit.tickets import HELD
@@ -84,7 +86,7 @@ def held_by(gate: Path) -> int:
 
 
 def test_worker_applies_what_is_announced_outlives_a_killed_child_and_stops_warm(
-    platform: Platform, broker_url: str, announcer: Announcer, tmp_path: Path
+    platform: Platform, broker_url: str, app: Celery, announcer: Announcer, tmp_path: Path
 ) -> None:
     log, gate, last = tmp_path / "worker.log", tmp_path / "gate", tmp_path / "last"
     many_finished(platform, 10)
@@ -95,8 +97,20 @@ def test_worker_applies_what_is_announced_outlives_a_killed_child_and_stops_warm
         announcer.jobs({Priority.NORMAL: ids})
         wait_until(lambda: all_succeeded(platform), timeout_seconds=40)
 
+        # so are those of which a newer version says more; by its own message, not by the sweep
+        extra = platform.accept(platform.create())
+        app.send_task(
+            APPLY, args=([str(extra[0])],), kwargs={"novelty": {"a": 1}}, queue=JOB_QUEUES[Priority.NORMAL]
+        )
+        app.send_task(DELIVER, args=([str(new_id())],), kwargs={"novelty": 1}, queue=DELIVERIES_QUEUE)
+        wait_until(lambda: all_succeeded(platform), timeout_seconds=40)
+        with Connection(broker_url) as connection:
+            channel = connection.channel()
+            dead = channel.queue_declare(DEAD_MESSAGES, passive=True).message_count
+            assert (dead, "novelty" in log.read_text()) == (0, False)
+
         # what is past its retention goes
-        wait_until(lambda: platform.rows("SELECT count(*) FROM jobs") == [(20,)])
+        wait_until(lambda: platform.rows("SELECT count(*) FROM jobs") == [(21,)])
 
         # one whose announcement was lost is rescued
         platform.accept(platform.create())

@@ -1,6 +1,7 @@
 """The rules that every resource shares, and those of entities. No database."""
 
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from models.errors import Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
+from models.errors import Conflict, Forbidden, Invalid, NotFound, PreconditionFailed, Unfamiliar
 from models.identity.principals import Principal, Role
 from models.ids import new_id
 from models.job import Operation
 from models.resources import entities
 from models.resources.entities import Status
+from models.schema import Schema
 from models.service import Admitted, Change, Effect, ResourceService, Row, Work
 from tests.kit import tickets
 
@@ -282,6 +284,29 @@ def test_ownership_and_role_decide(
 def test_guest_creates_nothing() -> None:
     with pytest.raises(Forbidden):
         apply(Operation.CREATE, {"name": "x"}, principal=GUEST)
+
+
+@pytest.mark.parametrize("operation", _WITH_BODY)
+def test_payload_of_another_version_is_left_to_a_worker_of_that(operation: Operation) -> None:
+    current = None if operation is Operation.CREATE else row()
+    with pytest.raises(Unfamiliar, match="a worker of another may take it"):
+        apply(operation, {"name": "x", "novelty": 1}, current)
+
+
+def test_payload_that_is_wrong_in_a_member_that_is_known_is_refused() -> None:
+    with pytest.raises(Invalid):
+        apply(Operation.CREATE, {"name": 1})
+
+
+def test_what_a_newer_version_put_into_a_column_is_left_out_for_the_reader() -> None:
+    class Address(Schema):
+        town: str
+
+    class Seen(Schema):
+        note: Address
+
+    reader = ResourceService(replace(tickets.RESOURCE, read=Seen))
+    assert reader.seen({"note": {"town": "Ulm", "novelty": 1}}) == b'{"note":{"town":"Ulm"}}'
 
 
 def test_callers_see_an_instance_in_wire_spelling() -> None:
