@@ -60,6 +60,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
             "the AMQP intake needs a RabbitMQ: set WAYBILL_BROKER_URL, or start with ./deploy/up --full"
         )
     container = Container(settings, role="consumer")
+    container.check_schema()
     callers = Callers(
         container.database,
         container.users,

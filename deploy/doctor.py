@@ -22,7 +22,8 @@ from deploy.readiness import ask_ready, http_url
 from deploy.supervisor import KINDS
 from models.container import Container
 from models.errors import BrokerUnavailable, ConfigurationError, Transient
-from models.migrate import is_current
+from models.index_building import invalid_indexes
+from models.schema_fitness import pending, why_unfit
 from models.settings import Settings
 from tasks.app import make_app
 from tasks.presence import Presence
@@ -55,7 +56,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _data_directory(directory)
     yield from _processes(directory)
     yield _database(settings)
-    yield _schema(settings)
+    yield from _schema(settings)
     yield _broker(settings)
     yield _queues(settings)
     yield _broker_api(settings)
@@ -117,17 +118,27 @@ def _database(settings: Settings) -> Finding:
     return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}", remedy)
 
 
-def _schema(settings: Settings) -> Finding:
+def _schema(settings: Settings) -> Iterator[Finding]:
+    container = Container(settings, role="doctor", pool_size=1)
     try:
-        container = Container(settings, role="doctor", pool_size=1)
         _ = container.registry
         with container.database.snapshot() as connection:
-            if is_current(connection, settings.migrations):
-                return Finding("schema", True, "current")
-        container.close()
+            reason = why_unfit(connection, container.revisions)
+            waiting = pending(connection, container.revisions)
+            broken = invalid_indexes(connection)
     except (ConfigurationError, Transient) as error:
-        return Finding("schema", False, _one_line(error), "mend what is said above first")
-    return Finding("schema", False, "older than this program, or a table is missing", "run waybill migrate")
+        yield Finding("schema", False, _one_line(error), "mend what is said above first")
+        return
+    finally:
+        container.close()
+    if reason is not None:
+        what, _, remedy = reason.rpartition(": ")
+        yield Finding("schema", False, what, remedy)
+    else:
+        to_contract = f", {len(waiting)} to contract once no older version runs" if waiting else ""
+        yield Finding("schema", True, f"current{to_contract}")
+    for name in broken:
+        yield Finding("index", False, f"{name} is INVALID: its building was cut short", "run waybill migrate")
 
 
 def _queues(settings: Settings) -> Finding:

@@ -5,6 +5,7 @@ worker makes its own after the fork. Nothing here is global; inner code gets pla
 arguments.
 """
 
+import logging
 from datetime import timedelta
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from models.database import Database
 from models.dead_letters.redriving import Redriver
 from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.deliveries.endpoints import CallbackEndpoints
-from models.errors import ConfigurationError
+from models.errors import ConfigurationError, Transient
 from models.identity.keys import derived_key, jwk_set_watch, load_jwk_set
 from models.identity.login_guard import LoginGuard
 from models.identity.refresh_families import RefreshFamilies
@@ -30,11 +31,16 @@ from models.identity.tokens import Tokens
 from models.identity.users import Users
 from models.intake import Intake
 from models.ledger import Ledger
+from models.process_name import process_name
 from models.redis_client import RedisClient
 from models.registry import Registry, discover
 from models.retention import Retention
 from models.retry import RetryPolicy
+from models.revisions import Revisions, known_revisions
+from models.schema_fitness import why_unfit
 from models.settings import Settings
+
+_log = logging.getLogger("waybill.start")
 
 
 class Container:
@@ -42,7 +48,7 @@ class Container:
 
     Args:
         settings: Read once, at the edge.
-        role: What this process does; names its connections (``waybill-<role>``).
+        role: What this process does; names its connections, with the version.
         pool_size: Database connections that it may hold.
     """
 
@@ -60,9 +66,14 @@ class Container:
             )
         return Database(
             self.settings.database_url,
-            application_name=f"waybill-{self.role}",
+            application_name=process_name(self.role, self.revisions.heads),
             pool_size=self._pool_size,
         )
+
+    @cached_property
+    def revisions(self) -> Revisions:
+        """The migrations that this program knows."""
+        return known_revisions(self.settings.migrations)
 
     @cached_property
     def registry(self) -> Registry:
@@ -200,6 +211,22 @@ class Container:
                 raise ConfigurationError(
                     f"WAYBILL_SERVICES: {effect.service} is missing, which effect {name} of {resource} calls"
                 )
+
+    def check_schema(self) -> None:
+        """See that this program can work with the database's schema. Passes where the database is away.
+
+        Raises:
+            ConfigurationError: It cannot; the message says which command mends it.
+        """
+        _ = self.registry  # its tables belong to the schema
+        try:
+            with self.database.snapshot() as connection:
+                reason = why_unfit(connection, self.revisions)
+        except Transient as error:
+            _log.warning("the schema could not be looked at", extra={"reason": str(error)})
+            return
+        if reason is not None:
+            raise ConfigurationError(reason)
 
     def key(self, purpose: str) -> bytes:
         """32 secret bytes for one purpose, the same in every process of this installation."""

@@ -1,25 +1,37 @@
-"""Migrations: bring a database to the present schema, tell whether it is, write new revisions."""
+"""Migrations: bring a database to the present schema beside a platform that works, write new revisions."""
 
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError, to_tuple
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, text
 
 from models.database import translated_errors
-from models.errors import ConfigurationError
+from models.errors import ConfigurationError, Conflict
+from models.index_building import mend_indexes
+from models.lock_patience import Patience
 from models.resource_type import ResourceType
+from models.revisions import HOME, Kind, Revision, Revisions, contractions, known_revisions
+from models.schema_fitness import missing_tables, newest, older_than, pending
 from models.search_indexes import ensure_search_indexes
 from models.tables import SCHEMA, metadata
 
-_HOME = Path(__file__).parent / "migrations"
 _LOCK = 0x5741_5942
 """Key of the advisory lock that lets one process migrate at a time ("WAYB")."""
+_TURN_SECONDS = 0.25
+_AGAIN = "run waybill migrate again: what is done stays done, nothing is half done"
+
+_log = logging.getLogger("waybill.migrate")
+
+
+class StillInUse(Conflict):
+    """A contracting migration was asked for while processes run that do not know it."""
 
 
 def migrate(
@@ -28,55 +40,106 @@ def migrate(
     resources: Iterable[ResourceType] = (),
     *,
     create_tables: bool = False,
+    contract: bool = False,
+    patience: Patience | None = None,
 ) -> list[str]:
-    """Bring the database to the newest revision. Safe to run from several processes at once.
+    """Bring the database up, each migration in a transaction of its own. Safe from several places at once.
+
+    On an empty database all of them run. Else those run that expand, up to the first one that contracts.
 
     Args:
         engine: Where; its role must own the database, and needs no superuser.
         folders: Folders with migrations of your own resources.
         resources: Those whose search indexes are looked after, where PostgreSQL has ``pg_trgm``.
         create_tables: Also make the tables of registered resources that no migration has made.
+        contract: Also run those that contract.
+        patience: With locks that others hold.
 
     Returns:
-        Tables of registered resources that are still missing (never any with ``create_tables``).
+        Tables of registered resources that are still missing (never any with ``create_tables``), once
+        nothing that expands waits any more.
+
+    Raises:
+        StillInUse: A process is connected that would not go on working after a contracting migration.
+        Contention: A lock could not be had; the message names who holds it. What ran before stays.
     """
-    with translated_errors(), engine.begin() as connection:
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SET LOCAL lock_timeout = 0"))  # another migration takes what it takes
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        _default_search_path(connection)
-        command.upgrade(_config(connection, folders), "heads")
-        missing = _missing_tables(connection)
+    patience, folders = patience or Patience(), list(folders)
+    revisions = known_revisions(folders)
+    with translated_errors(), _alone(engine, patience) as connection:
+
+        def keep(what: str, work: Any) -> None:
+            patience.keep(engine, connection, what, work, _AGAIN)
+
+        is_new = not newest(connection)
+        keep("the schema", lambda: _prepare(connection))
+        for revision in _runnable(pending(connection, revisions), contract=contract or is_new):
+            if revision.kind is Kind.CONTRACT and not is_new:
+                _refuse_while_in_use(connection, revisions, revision)
+            config = _config(connection, folders)
+            keep(f"migration {revision}", lambda: command.upgrade(config, revision.id))  # noqa: B023
+        # What waits behind a contract makes its tables itself, once it runs.
+        is_up = all(one.kind is Kind.CONTRACT for one in pending(connection, revisions))
+        missing = missing_tables(connection) if is_up else []
         if create_tables and missing:
-            metadata.create_all(connection, tables=[metadata.tables[name] for name in missing])
+            tables = [metadata.tables[name] for name in missing]
+            keep("making tables", lambda: metadata.create_all(connection, tables=tables))
             missing = []
-        ensure_search_indexes(connection, resources)
+        keep("mending indexes", lambda: mend_indexes(connection))
+        keep("search indexes", lambda: ensure_search_indexes(connection, resources))
     return missing
 
 
-def is_current(connection: Connection, folders: Iterable[Path] = ()) -> bool:
-    """Whether every migration has run and every registered resource has its table."""
-    script = ScriptDirectory.from_config(_config(connection, folders))
-    applied = MigrationContext.configure(connection).get_current_heads()
-    try:
-        is_newest = _with_ancestors(script, applied) >= set(script.get_heads())
-    except CommandError:
-        return False  # a revision that only a newer release knows
-    return is_newest and not _missing_tables(connection)
+@contextmanager
+def _alone(engine: Engine, patience: Patience) -> Iterator[Connection]:
+    """A session in which nobody else migrates; it waits for its turn, and waits for locks but briefly.
+
+    It asks again and again instead of waiting in one statement: that would be a transaction for whose end
+    the other one's ``CREATE INDEX CONCURRENTLY`` waits.
+    """
+    with engine.connect() as connection:
+        try:
+            milliseconds = int(patience.lock_timeout.total_seconds() * 1000)
+            connection.execute(text("SET statement_timeout = 0"))
+            connection.execute(text(f"SET lock_timeout = {milliseconds}"))
+            has_told = False
+            while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK}).scalar():
+                connection.commit()
+                if not has_told:
+                    _log.info("another process migrates; waiting for its end")
+                    has_told = True
+                time.sleep(_TURN_SECONDS)
+            connection.commit()
+            yield connection
+        finally:
+            connection.invalidate()  # the session ends, and with it what was set, and the lock
 
 
-def _with_ancestors(script: ScriptDirectory, revisions: Iterable[str]) -> set[str]:
-    """``revisions`` and all that they build upon: alembic records only those that nothing else depends on."""
-    found: set[str] = set()
-    waiting = list(revisions)
-    while waiting:
-        revision = script.get_revision(waiting.pop())
-        if revision.revision not in found:
-            found.add(revision.revision)
-            waiting += [*to_tuple(revision.down_revision, ()), *to_tuple(revision.dependencies, ())]
+def _prepare(connection: Connection) -> None:
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    _default_search_path(connection)
+
+
+def _runnable(waiting: Iterable[Revision], *, contract: bool) -> list[Revision]:
+    """Those that may run now, in their order: not those that contract, nor what builds on them."""
+    left_out: set[str] = set()
+    found = []
+    for one in waiting:
+        if (one.kind is Kind.CONTRACT and not contract) or left_out & set(one.builds_on):
+            left_out.add(one.id)
+        else:
+            found.append(one)
     return found
+
+
+def _refuse_while_in_use(connection: Connection, revisions: Revisions, contract: Revision) -> None:
+    older = older_than(contract, connection, revisions)
+    connection.commit()
+    if older:
+        raise StillInUse(
+            f"migration {contract} contracts the schema, and processes run that do not know it: "
+            f"{', '.join(map(str, older))}. End them, or roll them to this version; then run "
+            "waybill migrate --contract again"
+        )
 
 
 def write_revision(engine: Engine, message: str, folder: Path) -> Path:
@@ -117,18 +180,22 @@ def _leave_out_empty(context: Any, revision: Any, directives: list[Any]) -> None
 
 
 def _config(connection: Connection, folders: Iterable[Path]) -> Config:
+    folders = list(folders)
     config = Config()
-    config.set_main_option("script_location", str(_HOME))
+    config.set_main_option("script_location", str(HOME))
     config.set_main_option("path_separator", "newline")
-    locations = [_HOME / "versions", *(folder.resolve() for folder in folders)]
+    locations = [HOME / "versions", *(folder.resolve() for folder in folders)]
     config.set_main_option("version_locations", "\n".join(map(str, locations)))
     config.attributes["connection"] = connection
+    config.attributes["revisions"] = known_revisions(folders)
+    config.attributes["kind_of"] = _kind_of
     return config
 
 
-def _missing_tables(connection: Connection) -> list[str]:
-    present = set(inspect(connection).get_table_names(schema=SCHEMA))
-    return [table.name for table in metadata.sorted_tables if table.name not in present]
+def _kind_of(upgrades: str | None) -> Kind:
+    """What a new migration is, by what was found to be done."""
+    body = (upgrades or "pass").replace("\n    ", "\n")
+    return Kind.CONTRACT if contractions(body) else Kind.EXPAND
 
 
 def _default_search_path(connection: Connection) -> None:

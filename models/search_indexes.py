@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, String, exc, text
 
+from models.index_building import ensure_index
 from models.resource_type import ResourceType
 from models.tables import SCHEMA
 
@@ -23,11 +24,10 @@ _log = logging.getLogger("waybill.migrate")
 def ensure_search_indexes(connection: Connection, resources: Iterable[ResourceType]) -> None:
     """Build the search indexes that are missing, if there is ``pg_trgm`` or it may be created.
 
-    Building one holds up whoever writes to its table. On a large one build it beforehand, beside the
-    running platform, by ``CREATE INDEX CONCURRENTLY`` under the name that :func:`index_name` gives.
+    They are built beside a platform that works, except on an empty table. Commits.
 
     Args:
-        connection: In a transaction, with the right to create indexes.
+        connection: With the right to create indexes; in no transaction with anything undone.
         resources: Whose tables; those without a table yet are left out.
     """
     schema = _schema_of_trigrams(connection)
@@ -43,13 +43,13 @@ def ensure_search_indexes(connection: Connection, resources: Iterable[ResourceTy
                 column = table.columns[name]
                 if not isinstance(column.type, String):
                     continue
-                connection.execute(
-                    text(
-                        f"CREATE INDEX IF NOT EXISTS {quote(index_name(table.name, column.name))} "
-                        f"ON {quote(SCHEMA)}.{quote(table.name)} "
-                        f"USING gin (lower({quote(column.name)}) {quote(schema)}.gin_trgm_ops)"
-                    )
+                ensure_index(
+                    connection,
+                    index_name(table.name, column.name),
+                    f"{quote(SCHEMA)}.{quote(table.name)}",
+                    f"USING gin (lower({quote(column.name)}) {quote(schema)}.gin_trgm_ops)",
                 )
+    connection.commit()
 
 
 def index_name(table: str, column: str) -> str:

@@ -303,3 +303,18 @@ login_attempts = Table(
     Column("locked_until", _TIME),
     Column("known_until", _TIME, comment="of an account at an address: good since a log-in there"),
 )
+
+applied_migrations = Table(
+    "applied_migrations",
+    metadata,
+    Column("revision", String(32), primary_key=True),
+    Column("kind", String(16), nullable=False, comment="expand or contract"),
+    Column(
+        "compatible_since",
+        String(32),
+        nullable=False,
+        comment="of a contract: who knows this revision works on after it",
+    ),
+    Column("version", Text, comment="of the program that ran it; null where that was not recorded"),
+    Column("applied_at", _TIME, nullable=False, server_default=_NOW),
+)

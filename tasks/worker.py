@@ -48,10 +48,14 @@ def run(
         queues: What it consumes. Reserve capacity per priority by running one worker for each.
         concurrency: Processes or threads; the setting's where None.
         pool: ``prefork`` or ``threads``.
+
+    Raises:
+        ConfigurationError: This version cannot work with the database's schema, or a setting is wrong.
     """
     log.configure(settings.log_level)
     quieten()
     shorten_farewell()
+    check_schema(settings)
     app = make_app(settings)
     sweeper, pruner = make_sweeper(settings, app), make_pruner(settings)
 
@@ -80,6 +84,19 @@ def run(
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def check_schema(settings: Settings) -> None:
+    """See that the schema is one to work with; nothing of it is open any more when the pool forks.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    container = Container(settings, role="worker", pool_size=1)
+    try:
+        container.check_schema()
+    finally:
+        container.close()
 
 
 def make_sweeper(settings: Settings, app: Celery) -> Sweeper:

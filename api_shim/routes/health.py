@@ -12,7 +12,7 @@ from api_shim.web.router import Answer, Route
 from api_shim.web.threads import Threads
 from models.container import Container
 from models.errors import DatabaseUnavailable, Unavailable
-from models.migrate import is_current
+from models.schema_fitness import why_unfit
 
 _log = logging.getLogger("waybill.health")
 
@@ -102,7 +102,7 @@ async def _reason(one: ReadinessCheck) -> str | None:
 
 
 class SchemaCheck:
-    """Whether the database answers and has the present schema. Asked at most once a second.
+    """Whether the database answers and has a schema that this version works with. Asked once a second.
 
     Args:
         container: Its database, and where migrations of your own resources are.
@@ -134,8 +134,6 @@ class SchemaCheck:
         _ = self._container.registry  # its tables belong to the schema
         try:
             with self._container.database.snapshot() as connection:
-                if is_current(connection, self._container.settings.migrations):
-                    return None
-                return "the schema is not current: run waybill migrate"
+                return why_unfit(connection, self._container.revisions)
         except DatabaseUnavailable:
             return "the database does not answer"

@@ -4,6 +4,7 @@ from typing import Any
 
 from alembic import context
 
+from models.schema_fitness import forget, record
 from models.search_indexes import PREFIX
 from models.tables import SCHEMA, metadata
 
@@ -17,6 +18,14 @@ def _is_ours(_item: Any, name: str | None, kind: str, is_reflected: bool, other:
     )
 
 
+def _record(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+    """Leave word of each migration, in its own transaction."""
+    if step.is_upgrade:
+        record(ctx.connection, context.config.attributes["revisions"], step.up_revision_id)
+    else:
+        forget(ctx.connection, step.up_revision_ids)
+
+
 connection = context.config.attributes["connection"]
 context.configure(
     connection=connection,
@@ -24,6 +33,8 @@ context.configure(
     include_object=_is_ours,
     version_table_schema=SCHEMA,
     compare_server_default=False,
+    transaction_per_migration=True,
+    on_version_apply=_record,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -10,6 +10,8 @@ revision: str = ${repr(up_revision)}
 down_revision: str | Sequence[str] | None = ${repr(down_revision)}
 branch_labels: str | Sequence[str] | None = ${repr(branch_labels)}
 depends_on: str | Sequence[str] | None = ${repr(depends_on)}
+# expand: what runs now goes on working after it; contract: only once nothing runs that does not know it.
+kind: str = ${repr(str(config.attributes["kind_of"](upgrades)))}
 
 
 def upgrade() -> None:

@@ -288,7 +288,7 @@ def _listens(api: Api) -> bool:
         return bool(
             connection.exec_driver_sql(
                 "SELECT count(*) FROM pg_stat_activity "
-                "WHERE application_name = 'waybill-api' AND query LIKE 'LISTEN%%'"
+                "WHERE application_name LIKE 'waybill-api/%%' AND query LIKE 'LISTEN%%'"
             ).scalar()
         )
 

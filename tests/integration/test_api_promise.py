@@ -174,7 +174,7 @@ def test_connections_that_are_dropped_under_load_are_noticed_by_nobody(
 ) -> None:
     server, api = own
     drop = """
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'waybill-test'
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'waybill-test/%'
     """
     with psycopg.connect(server.superuser_url, autocommit=True) as superuser, _under_load(api) as load:
         for _ in range(10):

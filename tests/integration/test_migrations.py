@@ -1,5 +1,6 @@
 """Migrations against a real PostgreSQL: complete, repeatable, concurrent, without a superuser."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from sqlalchemy import text
 from deploy.postgres_server import PostgresServer
 from models import migrate as migrations
 from models.database import Database
-from models.migrate import is_current, migrate
+from models.migrate import migrate
+from models.revisions import known_revisions
+from models.schema_fitness import why_unfit
 from models.settings import Settings
 from tests.kit.servers import fresh_database
 from tests.kit.waiting import wait_until
@@ -47,7 +50,9 @@ from sqlalchemy import inspect
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from models.database import Database
-from models.migrate import is_current, migrate, write_revision
+from models.migrate import migrate, write_revision
+from models.revisions import known_revisions
+from models.schema_fitness import why_unfit
 from models.registry import discover
 from models.settings import Settings
 from models.tables import metadata
@@ -58,14 +63,14 @@ discover(modules)
 folders = [Path(folder)] if folder else []
 for command in commands.split():
     if command == "migrate":
-        print(">", migrate(database.engine, folders))
+        print(">", migrate(database.engine, folders, contract=True))
     elif command == "create":
         print(">", migrate(database.engine, folders, create_tables=True))
     elif command == "revision":
         print(">", write_revision(database.engine, "what is new", Path(folder)))
     elif command == "current":
         with database.snapshot() as connection:
-            print(">", is_current(connection, folders))
+            print(">", why_unfit(connection, known_revisions(folders)) is None)
     elif command == "compare":
         with database.transaction() as connection:
             print(">", compare_metadata(MigrationContext.configure(connection), metadata))
@@ -111,28 +116,27 @@ def test_second_run_changes_nothing(database: Database) -> None:
     migrate(database.engine)
     with database.snapshot() as connection:
         assert connection.execute(text("SELECT count(*) FROM tombstones")).scalar_one() == 1
-        assert is_current(connection)
+        assert why_unfit(connection, known_revisions()) is None
 
 
 def test_those_that_start_at_once_migrate_once(database: Database) -> None:
     with ThreadPoolExecutor(3) as starters:
         list(starters.map(lambda _: migrate(database.engine), range(3)))
     with database.snapshot() as connection:
-        assert is_current(connection)
+        assert why_unfit(connection, known_revisions()) is None
 
 
-def test_migration_waits_for_the_one_under_way(database: Database) -> None:
+def test_migration_waits_for_the_one_under_way(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     patient = Thread(target=migrate, args=(database.engine,))  # what it raises fails the test below
-    with database.transaction() as connection:
+    with caplog.at_level(logging.INFO, "waybill.migrate"), database.transaction() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": migrations._LOCK})
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
         patient.start()
-        blocked = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-        wait_until(lambda: connection.execute(blocked).scalar_one() == 1)
+        wait_until(lambda: "another process migrates" in caplog.text)
         connection.execute(text("SELECT pg_sleep(2.3)"))  # longer than any other statement waits for a lock
+        assert connection.execute(text("SELECT to_regclass('waybill.jobs')")).scalar_one() is None
     patient.join()
     with database.snapshot() as connection:
-        assert is_current(connection)
+        assert why_unfit(connection, known_revisions()) is None
 
 
 def test_list_index_that_was_built_beforehand_is_taken_and_the_old_ones_go(
@@ -161,14 +165,14 @@ def test_role_that_only_owns_its_database_is_enough(url: str, database: Database
         assert tuple(connection.execute(facts).one()) == (False, False, False)
     migrate(database.engine)
     with database.snapshot() as connection:
-        assert is_current(connection)
+        assert why_unfit(connection, known_revisions()) is None
 
 
 def test_database_of_a_newer_release_is_not_current(database: Database) -> None:
     migrate(database.engine)
     with database.transaction() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
-        assert not is_current(connection)
+        assert why_unfit(connection, known_revisions()) is not None
 
 
 def test_missing_table_of_a_resource_is_named_or_made(url: str, tmp_path: Path) -> None:

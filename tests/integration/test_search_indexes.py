@@ -11,8 +11,10 @@ from deploy.postgres_server import PostgresServer
 from deploy.schema import prepare
 from models.database import Database
 from models.errors import ConfigurationError
-from models.migrate import is_current, migrate, write_revision
+from models.migrate import migrate, write_revision
 from models.registry import discover
+from models.revisions import known_revisions
+from models.schema_fitness import why_unfit
 from models.settings import Settings
 from tests.kit import tickets
 from tests.kit.debian_postgres import DebianPostgresServer, debian_postgres_server
@@ -70,7 +72,7 @@ def test_search_index_is_no_difference_to_the_tables(database: Database, tmp_pat
     with pytest.raises(ConfigurationError, match="nothing to write"):
         write_revision(database.engine, "what is new", tmp_path)
     with database.snapshot() as connection:
-        assert is_current(connection)
+        assert why_unfit(connection, known_revisions()) is None
 
 
 def test_index_of_somebody_elses_is_still_a_difference(database: Database, tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_forbidden_extension_leaves_a_current_schema_and_says_so(
     assert "not on the list" in told.reason  # type: ignore[attr-defined]
     assert search_indexes(database) == set()
     with database.snapshot() as connection:
-        assert is_current(connection)
+        assert why_unfit(connection, known_revisions()) is None
 
 
 def test_extension_that_comes_later_in_a_schema_of_its_own_is_used_by_the_next_migrate(
@@ -136,5 +138,5 @@ def test_server_without_the_extension_gets_none(postgres: PostgresServer) -> Non
         migrate(made.engine, resources=RESOURCES)
         assert search_indexes(made) == set()
         with made.snapshot() as connection:
-            assert is_current(connection)
+            assert why_unfit(connection, known_revisions()) is None
         made.close()

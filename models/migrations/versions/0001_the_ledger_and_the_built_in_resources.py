@@ -10,6 +10,7 @@ revision: str = "0001"
 down_revision: str | Sequence[str] | None = None
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+kind: str = "expand"
 
 _UUID7 = """
 CREATE FUNCTION waybill_uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS $$

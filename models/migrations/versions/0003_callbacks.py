@@ -9,6 +9,7 @@ revision: str = "0003"
 down_revision: str | Sequence[str] | None = "0002"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+kind: str = "contract"
 
 _TIME = sa.DateTime(timezone=True)
 

@@ -1,18 +1,19 @@
 """Indexes that serve the lists of jobs: by instance, and by the states that are rare.
 
-Building them holds up whoever writes jobs. On a large ledger build them beforehand, beside the running
-platform, by ``CREATE INDEX CONCURRENTLY`` under these names: then nothing is left to do here.
+They are built beside a platform that works.
 """
 
 from collections.abc import Sequence
 
-import sqlalchemy as sa
 from alembic import op
+
+from models.migrations.indexes import build_index
 
 revision: str = "0004"
 down_revision: str | Sequence[str] | None = "0003"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+kind: str = "expand"
 
 _IS_NOTABLE = "state NOT IN ('queued', 'succeeded')"
 _INDEXES: dict[str, tuple[list[str], str | None]] = {
@@ -24,8 +25,7 @@ _INDEXES: dict[str, tuple[list[str], str | None]] = {
 def upgrade() -> None:
     """Build what is not there."""
     for name, (columns, condition) in _INDEXES.items():
-        where = None if condition is None else sa.text(condition)
-        op.create_index(name, "jobs", columns, postgresql_where=where, if_not_exists=True)
+        build_index(name, "jobs", columns, where=condition)
 
 
 def downgrade() -> None:

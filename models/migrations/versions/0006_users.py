@@ -9,6 +9,7 @@ revision: str = "0006"
 down_revision: str | Sequence[str] | None = "0005"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+kind: str = "expand"
 
 _KEEP_AN_ADMIN = """
 CREATE FUNCTION waybill_keep_an_admin() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -10,6 +10,7 @@ revision: str = "0007"
 down_revision: str | Sequence[str] | None = "0006"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+kind: str = "expand"
 
 _IS_DEAD = sa.text("state = 'dead'")
 _TIME = sa.DateTime(timezone=True)

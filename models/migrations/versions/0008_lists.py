@@ -1,7 +1,6 @@
 """Indexes that the lists of instances are read from: filter, order and id in one.
 
-Building them holds up whoever writes to these tables. On large ones build them beforehand, beside the
-running platform, by ``CREATE INDEX CONCURRENTLY`` under these names: then only the old ones are dropped.
+They are built beside a platform that works; the old ones are dropped afterwards.
 """
 
 from collections.abc import Sequence
@@ -9,10 +8,13 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.indexes import build_index
+
 revision: str = "0008"
 down_revision: str | Sequence[str] | None = "0007"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+kind: str = "contract"
 
 _NEW: dict[str, tuple[str, list[str]]] = {
     "idx_entities_list": ("entities", ["owner_id", "created_at", "id"]),
@@ -37,7 +39,7 @@ _OLD: dict[str, tuple[str, str]] = {
 def upgrade() -> None:
     """Build what is not there, then drop what it replaces."""
     for name, (table, columns) in _NEW.items():
-        op.create_index(name, table, columns, if_not_exists=True)
+        build_index(name, table, columns)
     for name, (table, _) in _OLD.items():
         op.drop_index(name, table_name=table, if_exists=True)
 
