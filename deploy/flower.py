@@ -115,13 +115,13 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
 
         Not its metrics either, which Flower itself leaves open.
         """
+        self._under_way.add(request)
         try:
             is_admitted = self._gate.admits(request.headers.pop("Authorization", ""), str(request.remote_ip))
         except RateLimited as refusal:
             return self.get_handler_delegate(request, _Closed, {"retry_after": refusal.retry_after})
         if not is_admitted:
             return self.get_handler_delegate(request, _Closed)
-        self._under_way.add(request)
         request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
         return super().find_handler(request, **others)
 

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
 from typing import Any
 
 from uvicorn import Config, Server
@@ -68,10 +67,6 @@ class GuardedServer(Server):
         self._on_leaving = on_leaving
         self._lead_seconds = lead_seconds
         self._patience_seconds = patience_seconds
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; asked again, by whichever signal, go on stopping as before."""
-        self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Once a second, close who is late."""

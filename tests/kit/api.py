@@ -201,7 +201,12 @@ from api_shim.main import serve
 from models.settings import Settings
 url, data, port, lead, patience = sys.argv[1:]
 settings = Settings(
-    _env_file=None, database_url=url, data_dir=Path(data), api_port=int(port), drain_seconds=int(lead), rate_limits="off"
+    _env_file=None,
+    database_url=url,
+    data_dir=Path(data),
+    api_port=int(port),
+    drain_seconds=int(lead),
+    rate_limits="off",
 )
 sys.exit(serve(settings, SilentAnnouncer(), patience_seconds=float(patience)))
 """
