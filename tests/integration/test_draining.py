@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,9 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from uvicorn import Config
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from api_shim.web.guarded_server import GuardedServer
+from api_shim.web.protocol import GuardedProtocol
 from deploy.ports import free_port
 from models.identity.principals import Role
 from tests.kit.api import Api, running_api, serve
@@ -172,7 +176,7 @@ def _hammer(process: Process, counts: Counter[str], kept: bool, stop: threading.
         if not kept or headers["connection"] == "close":
             connection.close()
             connection = None
-        stop.wait(0.01 if kept else 0)  # so that it is often idle
+        stop.wait(0.3 if kept else 0)  # so that most are idle when the signal comes
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept connections", "new connections"])
@@ -186,7 +190,7 @@ def test_no_request_meets_a_reset_whenever_it_is_sent(api: Api, database_url: st
         ]
         for thread in threads:
             thread.start()
-        wait_until(lambda: counts["202"] > 100, timeout_seconds=120, what="all are at it")
+        wait_until(lambda: counts["202"] > 50, timeout_seconds=120, what="all are at it")
         process.stop()
         for thread in threads:
             thread.join(30)
@@ -241,3 +245,49 @@ def test_upload_that_does_not_end_is_refused_and_not_reset(api: Api, database_ur
         assert json.loads(body)["error"] == "Unavailable"
         client.sendall(b'"late"')  # crosses the refusal
         assert process.ended() == 0
+
+
+async def _plain(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ONLY LINUX LETS A LISTENER ADMIT NOBODY")
+def test_who_comes_at_the_moment_of_closing_is_refused_and_not_reset() -> None:
+    met: list[str] = []
+
+    def come() -> None:
+        with socket.socket() as client:
+            client.settimeout(30)
+            try:
+                client.connect(("127.0.0.1", port))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                met.append(client.recv(12).decode())
+            except OSError as error:
+                met.append(type(error).__name__)
+
+    class Latecomer:
+        """The listener, for whom somebody comes when everybody was taken in and it is about to close."""
+
+        def __init__(self, listener: Any) -> None:
+            self.listener = listener
+            self.sockets = listener.sockets
+            self.client = threading.Thread(target=come, daemon=True)
+
+        def close(self) -> None:
+            self.client.start()
+            self.client.join(0.5)
+            self.listener.close()
+
+    config = Config(_plain, port=0, http=GuardedProtocol, ws="none", log_config=None, lifespan="off")
+    server = GuardedServer(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started, timeout_seconds=30, what="the server has started")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    latecomer: Any = Latecomer(server.servers[0])
+    server.servers[0] = latecomer
+    server.should_exit = True
+    thread.join(30)
+    latecomer.client.join(30)
+    assert met == ["ConnectionRefusedError"]
