@@ -11,9 +11,11 @@ from api_shim.announcing import JobAnnouncer
 from api_shim.routes.explain import QueueLook, unknown_queue
 from api_shim.routes.health import ReadinessCheck
 from api_shim.server import POOL_SIZE, bound_socket, build, server_of
+from api_shim.web.guarded_server import PATIENCE_SECONDS
 from models import log
 from models.container import Container
 from models.settings import Settings
+from models.stop_deadline import StopDeadline
 from tasks.announcer import Announcer
 from tasks.app import make_app
 from tasks.presence import Presence
@@ -50,24 +52,27 @@ def serve(
     checks: Sequence[ReadinessCheck] = (),
     *,
     look: QueueLook = unknown_queue,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> int:
-    """Serve with this announcer, these readiness checks and this look at queues, until told to stop."""
+    """Serve with this announcer, these readiness checks and this look at queues, until told to stop.
+
+    For a main thread. Further signals are ignored from then on: the process ends, and is gone in time.
+    """
     log.configure(settings.log_level)
     _take_all_file_descriptors()
     container = Container(settings, role="api", pool_size=POOL_SIZE)
     listener = bound_socket(settings)
     edge = build(container, announcer, checks, look=look)
     host, port = listener.getsockname()[:2]
-    server = server_of(edge, host, port)
+    server = server_of(edge, host, port, on_draining=StopDeadline().begin, patience_seconds=patience_seconds)
     # uvicorn raises the signal again once it has stopped; that must not end us before we let go.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _log.info("listening", extra={"host": host, "port": port})
     try:
         server.run(sockets=[listener])
     finally:
         container.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return 0 if server.started else 1
 
 

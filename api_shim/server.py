@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -37,7 +37,8 @@ from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.web.addresses import Proxies
 from api_shim.web.app import App
 from api_shim.web.cors import Cors
-from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedServer, GuardedWebSocket
+from api_shim.web.guarded_server import PATIENCE_SECONDS, GuardedServer
+from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
 from models.cache.notices import CacheNotices
@@ -53,7 +54,6 @@ POOL_SIZE = 11
 
 DATABASE_THREADS = 4
 LOGIN_THREADS = 2
-DRAIN_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,14 @@ class Edge:
     Attributes:
         app: For an ASGI server.
         health: Goes off when stopping begins.
-        hub: Whoever waits in it goes home when stopping begins.
+        hub: Whoever waits in it goes home when nobody new comes in any more.
+        lead_seconds: How long requests are still taken in after stopping began.
     """
 
     app: App
     health: Health
     hub: Hub
-
-    def begin_stopping(self) -> None:
-        """Take no more traffic, and let long-polls and streams end."""
-        self.health.stop()
-        self.hub.end()
+    lead_seconds: float
 
 
 def build(
@@ -147,8 +144,8 @@ def build(
         hub.end()
         if notices is not None:
             await asyncio.to_thread(notices.close)
-        for room in (intake, polls, loads, authentication, hub, threads, logins, scrapes, brokers):
-            await asyncio.to_thread(room.close)
+        rooms = (intake, polls, loads, authentication, hub, threads, logins, scrapes, brokers)
+        await asyncio.gather(*(asyncio.to_thread(room.close) for room in rooms))
 
     limiter = limiter_of(container.settings)
     limits = RateLimits(authentication, limiter, parse_quotas(container.settings.rate_limits))
@@ -163,7 +160,7 @@ def build(
         on_start=[limiter.start, pressure.start, *([notices.start] if notices is not None else [])],
         on_stop=[limiter.close, pressure.close, stop],
     )
-    return Edge(app, health, hub)
+    return Edge(app, health, hub, container.settings.drain_seconds)
 
 
 def limiter_of(settings: Settings) -> Limiter:
@@ -172,8 +169,20 @@ def limiter_of(settings: Settings) -> Limiter:
     return RedisLimiter(settings.redis_url, local) if settings.redis_url else local
 
 
-def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
+def server_of(
+    edge: Edge,
+    host: str,
+    port: int,
+    *,
+    on_draining: Callable[[], None] = lambda: None,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> GuardedServer:
     """The server for an edge: uvloop, httptools, our limits, no access log of its own."""
+
+    def drain() -> None:
+        edge.health.stop()
+        on_draining()
+
     config = Config(
         edge.app,
         host=host,
@@ -192,9 +201,14 @@ def server_of(edge: Edge, host: str, port: int) -> GuardedServer:
         proxy_headers=False,
         backlog=2048,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    return GuardedServer(config, edge.begin_stopping)
+    return GuardedServer(
+        config,
+        on_draining=drain,
+        on_leaving=edge.hub.end,
+        lead_seconds=edge.lead_seconds,
+        patience_seconds=patience_seconds,
+    )
 
 
 def bound_socket(settings: Settings) -> socket.socket:

@@ -1,5 +1,6 @@
 """The consumer process: wires the intake loop together, and stops it when it is told to."""
 
+import _thread
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from models.container import Container
 from models.dead_letters.messages import DeadMessages
 from models.errors import ConfigurationError
 from models.settings import Settings
+from models.stop_deadline import StopDeadline
 from tasks.announcer import Announcer
 from tasks.app import make_app
 from tasks.names import DEAD_MESSAGES, EXPIRED_INTAKE, INTAKE
@@ -38,10 +40,12 @@ def run(settings: Settings) -> int:
         ConfigurationError: There is no broker to consume from, or a setting is wrong.
     """
     log.configure(settings.log_level)
-    stopping = threading.Event()
+    stopping, deadline = threading.Event(), StopDeadline()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
+        deadline.begin()
+        # Not here: this thread may hold the event's lock just now.
+        _thread.start_new_thread(stopping.set, ())
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

@@ -13,7 +13,9 @@ import time
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from hashlib import blake2b
+from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
 from celery import Celery
 from flower.app import Flower
@@ -21,20 +23,26 @@ from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.views.broker import BrokerView
 from tornado import web
+from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.netutil import bind_sockets
 
 from models import log
 from models.container import Container
 from models.errors import BrokerUnavailable, ConfigurationError, RateLimited, Transient
 from models.identity.users import password_matches
 from models.settings import Settings
+from models.stop_deadline import StopDeadline
 from tasks import names
 from tasks.app import make_app
 from tasks.publisher import Publisher
 
 REMEMBERED_SECONDS = 60.0
 """How long a verified password is taken without hashing it again (Argon2 takes 150 ms)."""
+
+DRAIN_SECONDS = 5.0
+"""How long pages may take that are being made when Flower is told to stop."""
 
 MEET_MILLISECONDS = 3000
 
@@ -96,6 +104,8 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
     def __init__(self, gate: AdminGate, options: Any, **others: Any) -> None:
         super().__init__(options=options, **others)
         self._gate = gate
+        self._server = HTTPServer(self)
+        self._under_way: WeakSet[HTTPServerRequest] = WeakSet()  # a caller who left is in it no more
         self._credential = f"waybill:{secrets.token_urlsafe(24)}"
         options.basic_auth = [self._credential]
         self.add_handlers(r".*", [web.url(r"/broker", _QueuesView, name="broker")])
@@ -105,6 +115,7 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
 
         Not its metrics either, which Flower itself leaves open.
         """
+        self._under_way.add(request)
         try:
             is_admitted = self._gate.admits(request.headers.pop("Authorization", ""), str(request.remote_ip))
         except RateLimited as refusal:
@@ -113,6 +124,24 @@ class GuardedFlower(Flower):  # type: ignore[misc] # untyped library
             return self.get_handler_delegate(request, _Closed)
         request.headers["Authorization"] = "Basic " + b64encode(self._credential.encode()).decode()
         return super().find_handler(request, **others)
+
+    def log_request(self, handler: Any) -> None:
+        """It has been answered."""
+        self._under_way.discard(handler.request)
+        super().log_request(handler)
+
+    def start_http_server(self) -> None:
+        """Listen."""
+        self._server.add_sockets(bind_sockets(self.options.port, address=self.options.address))
+
+    async def drain(self) -> None:
+        """Listen no more, and wait a little until what was asked is answered; then stop the loop."""
+        self._server.stop()
+        until = time.monotonic() + DRAIN_SECONDS
+        while self._under_way and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # the last answer is on its way
+        self.io_loop.stop()
 
     def start(self) -> None:
         """Serve until the loop is stopped."""
@@ -189,13 +218,21 @@ def run(settings: Settings) -> int:
     log.configure(settings.log_level)
     loop = IOLoop.current()
     flower = make_flower(settings, make_app(settings), loop)
-    signal.signal(signal.SIGTERM, lambda *_: loop.add_callback_from_signal(loop.stop))
-    try:
-        flower.start()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        flower.stop()
+    deadline = StopDeadline()
+    draining: list[asyncio.Future[None]] = []
+
+    def drain() -> None:
+        if not draining:  # further signals change nothing
+            draining.append(asyncio.ensure_future(flower.drain()))
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        deadline.begin()
+        loop.add_callback_from_signal(drain)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    flower.start()
+    flower.stop()
     return 0
 
 

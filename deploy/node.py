@@ -13,6 +13,9 @@ from tasks.app import make_app
 from tasks.presence import Presence, QueueState
 from tasks.worker import ThreadedWorker, make_pruner, make_sweeper, quieten
 
+PATIENCE_SECONDS = 5
+"""For requests under way."""
+
 GRACE_SECONDS = 3
 """For tasks under way; whatever is cut off was one transaction, and is announced again."""
 
@@ -43,9 +46,17 @@ def run(settings: Settings) -> int:
     sweeper.start()
     pruner.start()
     try:
-        return serve(settings, announcer, [ReadinessCheck("worker", what_is_missing)], look=look)
+        return serve(
+            settings,
+            announcer,
+            [ReadinessCheck("worker", what_is_missing)],
+            look=look,
+            patience_seconds=PATIENCE_SECONDS,
+        )
     finally:
         flower.io_loop.add_callback(flower.stop)
+        pruner.begin_to_stop()
+        sweeper.begin_to_stop()
         pruner.stop()
         sweeper.stop()
         worker.stop(GRACE_SECONDS)

@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     streams_per_principal: int = Field(
         2_000, ge=1, le=20_000, description="event streams and WebSockets of one user at one API process"
     )
+    drain_seconds: int = Field(
+        0, ge=0, le=15, description="an API that stops goes on taking requests for so long, no longer ready"
+    )
     callback_allow_private: bool = Field(False, description="development: http and private addresses")
     callback_endpoints_per_user: int = Field(20, ge=1, le=10_000, description="that one user may register")
     services: Annotated[dict[str, Service], NoDecode] = Field(

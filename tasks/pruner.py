@@ -46,9 +46,13 @@ class Pruner:
         """Prune in the background."""
         self._thread.start()
 
+    def begin_to_stop(self) -> None:
+        """Let the batch under way be the last one; returns at once."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Finish the batch under way, then stop."""
-        self._stopping.set()
+        self.begin_to_stop()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 

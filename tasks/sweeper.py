@@ -63,9 +63,13 @@ class Sweeper:
         """Sweep in the background."""
         self._thread.start()
 
+    def begin_to_stop(self) -> None:
+        """Let the sweep under way be the last one; returns at once."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Finish the sweep under way, then stop."""
-        self._stopping.set()
+        self.begin_to_stop()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         if self._direct is not None:

@@ -1,6 +1,7 @@
 """The worker process: a Celery worker with a sweeper and a pruner beside it. Its tasks are in ``app``."""
 
 import logging
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from models import log
 from models.container import Container
 from models.deliveries.outbox import Outbox
 from models.settings import Settings
+from models.stop_deadline import StopDeadline
 from tasks.app import make_app
 from tasks.direct_delivery import DirectDelivery
 from tasks.names import ALL_QUEUES
@@ -58,19 +60,21 @@ def run(
     check_schema(settings)
     app = make_app(settings)
     sweeper, pruner = make_sweeper(settings, app), make_pruner(settings)
+    deadline = StopDeadline()
 
     def start_beside(**_: Any) -> None:
         sweeper.start()
         pruner.start()
 
-    def stop_beside(**_: Any) -> None:
-        pruner.stop()
-        sweeper.stop()
+    def begin_to_stop(**_: Any) -> None:  # in the signal's handler: nothing may be waited for
+        deadline.begin()
+        pruner.begin_to_stop()
+        sweeper.begin_to_stop()
 
     signals.worker_ready.connect(start_beside, weak=False)
-    signals.worker_shutting_down.connect(stop_beside, weak=False)
+    signals.worker_shutting_down.connect(begin_to_stop, weak=False)
     signals.setup_logging.connect(_keep_our_logging, weak=False)
-    worker = app.Worker(
+    worker = _warm_worker(app)(
         hostname=host_format(f"{name}@%h"),
         queues=list(queues),
         concurrency=concurrency or settings.worker_concurrency,
@@ -83,6 +87,9 @@ def run(
         quiet=True,
     )
     worker.start()
+    deadline.begin()  # also where Flower's menu ended it
+    pruner.stop()
+    sweeper.stop()
     return int(worker.exitcode or 0)
 
 
@@ -97,6 +104,23 @@ def check_schema(settings: Settings) -> None:
         container.check_schema()
     finally:
         container.close()
+
+
+def _warm_worker(app: Celery) -> type[Any]:
+    """Celery's worker, for which SIGINT, and each further signal, is what SIGTERM is.
+
+    Its own takes the second SIGINT, even one after a SIGTERM, for an order to drop the tasks under way.
+    """
+
+    class WarmWorker(app.Worker):  # type: ignore[misc, name-defined]
+        """See above."""
+
+        def install_platform_tweaks(self, worker: Any) -> None:
+            """Install the handlers of signals."""
+            super().install_platform_tweaks(worker)
+            signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+
+    return WarmWorker
 
 
 def make_sweeper(settings: Settings, app: Celery) -> Sweeper:

@@ -7,24 +7,23 @@ second looks for those who are late. It also takes trailers for headers, and a r
 or with two of them: a proxy before us may have looked at another one.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 
 from api_shim.web import security_headers
 from api_shim.web.http import Header
-from models.errors import Invalid
+from models.errors import PROBLEM_MEDIA_TYPE, Invalid, Refusal, Unavailable
 from models.job import to_json
 from models.metrics import INVALID_REQUESTS
 
@@ -41,9 +40,21 @@ MAX_REQUEST_SECONDS = 20.0
 STALLED_SECONDS = 30.0
 """How long one piece of a stream may wait for a caller who does not read."""
 
-_GOODBYE_SECONDS = 0.2
-_TICKS_A_SWEEP = 10
+_STOPPING = Unavailable(
+    "This process stops, and your request was not finished: send it again, with its Idempotency-Key",
+    retry_after=1,
+)
 _ALWAYS = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in security_headers.missing(()))
+
+
+class DrainableState(ServerState):
+    """What the connections of one server share.
+
+    Attributes:
+        is_draining: Whether every answer is the last one on its connection, because the server is to stop.
+    """
+
+    is_draining = False
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -52,6 +63,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """The clock runs from the first moment."""
         super().connection_made(transport)
+        self.has_left = False
         self._head_bytes = 0
         self._request_bytes = 0
         self._is_in_head = True
@@ -59,6 +71,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came, as long as the head and the whole stay within their limits."""
+        if self.has_left:  # it crossed our goodbye: nobody can answer it any more, so nobody shall do it
+            return
         if self.began is None:
             self.began = time.monotonic()
         if self._is_in_head:
@@ -90,6 +104,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError("not one host (RFC 9112, 3.2)")
         super().on_headers_complete()
+        if isinstance(self.server_state, DrainableState) and self.server_state.is_draining:
+            self.drain()
 
     def on_message_complete(self) -> None:
         """The request is whole: nobody is late any more."""
@@ -107,20 +123,58 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether a request has been arriving for too long."""
         return self.began is not None and now - self.began > MAX_REQUEST_SECONDS
 
+    # ---- at the end ----------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Let the answer to what was asked last be the last one, and say so (``Connection: close``)."""
+        if self.cycle is not None:  # the latest: those of a pipeline are answered before it
+            self.cycle.keep_alive = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request has come that is not answered."""
+        return self._request_bytes == 0 and (self.cycle is None or self.cycle.response_complete)
+
+    def leave(self) -> None:
+        """Say goodbye and go on reading, so that what is on its way is not answered by a reset."""
+        if not self.has_left and not self.transport.is_closing():
+            self.has_left = True
+            self.transport.write_eof()
+
+    def break_off(self) -> None:
+        """Refuse what could not be answered in time, and leave."""
+        if self.has_left or self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                self.transport.close()
+                return
+            cycle.response_started = cycle.disconnected = True
+            cycle.message_event.set()
+        self._answer(_STOPPING)
+        self.leave()
+
+    # ---- answers of the protocol's own ---------------------------------------------------
+
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _refuse(self, reason: str, message: str) -> None:
         INVALID_REQUESTS.labels(reason).inc()
-        request_id = str(uuid4())
-        body = to_json(Invalid(message).problem(request_id))
-        head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
-            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n{_ALWAYS}\r\n"
-        )
         if not self.transport.is_closing():
-            self.transport.write(head.encode() + body)
+            self._answer(Invalid(message))
             self.transport.close()
+
+    def _answer(self, refusal: Refusal) -> None:
+        request_id = str(uuid4())
+        body = to_json(refusal.problem(request_id))
+        wait = "" if refusal.retry_after is None else f"retry-after: {refusal.retry_after}\r\n"
+        head = (
+            f"content-type: {PROBLEM_MEDIA_TYPE}\r\nx-request-id: {request_id}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n{wait}{_ALWAYS}\r\n"
+        )
+        self.transport.write(STATUS_LINE[refusal.status] + head.encode() + body)
 
 
 class GuardedWebSocket(WebSocketsSansIOProtocol):
@@ -129,6 +183,15 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.logger = self.conn.logger = _SILENT
+
+    def leave(self) -> None:
+        """Close with 1012 (service restart), unless it is closed already and only waits for the echo."""
+        if self.handshake_complete and not self.close_sent:
+            self.shutdown()
+
+    def break_off(self) -> None:
+        """Close, echo or not."""
+        self.shutdown()
 
 
 _SILENT = logging.getLogger("waybill.websocket")
@@ -174,32 +237,3 @@ def cut_off(send: Any) -> None:
         cycle.disconnected = True
         cycle.transport.abort()
         cycle.message_event.set()
-
-
-class GuardedServer(Server):
-    """uvicorn's server; it closes connections that are late, and tells when it begins to stop.
-
-    Args:
-        config: uvicorn's, with :class:`GuardedProtocol`.
-        on_stopping: Called once on the event loop when the signal to stop came, before anything closes.
-    """
-
-    def __init__(self, config: Config, on_stopping: Any) -> None:
-        super().__init__(config)
-        self._on_stopping = on_stopping
-
-    async def on_tick(self, counter: int) -> bool:
-        """Once a second, close who is late."""
-        if counter % _TICKS_A_SWEEP == 0:
-            now = time.monotonic()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, GuardedProtocol) and connection.is_late(now):
-                    INVALID_REQUESTS.labels("too_slow").inc()
-                    connection.transport.close()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: Any = None) -> None:
-        """Readiness goes off, waiters go home and streams say goodbye first; then what runs is drained."""
-        self._on_stopping()
-        await asyncio.sleep(_GOODBYE_SECONDS)
-        await super().shutdown(sockets)

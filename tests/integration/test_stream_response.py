@@ -10,8 +10,9 @@ import pytest
 from uvicorn import Config
 
 from api_shim.web.app import App
+from api_shim.web.guarded_server import GuardedServer
 from api_shim.web.http import Request, Response, StreamResponse
-from api_shim.web.protocol import GuardedProtocol, GuardedServer
+from api_shim.web.protocol import GuardedProtocol
 from api_shim.web.router import Route, Router
 from tests.kit.waiting import wait_until
 
@@ -71,13 +72,13 @@ def source() -> Iterator[Source]:
     config = Config(
         App(Router([route])), port=0, http=GuardedProtocol, ws="none", log_config=None, lifespan="off"
     )
-    server = GuardedServer(config, lambda: None)
+    server = GuardedServer(config, patience_seconds=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started, what="the server has started")
     source.port = server.servers[0].sockets[0].getsockname()[1]
     yield source
-    server.force_exit = server.should_exit = True
+    server.should_exit = True
     thread.join(10)
 
 

@@ -199,16 +199,26 @@ from pathlib import Path
 from api_shim.announcing import SilentAnnouncer
 from api_shim.main import serve
 from models.settings import Settings
-url, data, port = sys.argv[1:]
-settings = Settings(_env_file=None, database_url=url, data_dir=Path(data), api_port=int(port))
-sys.exit(serve(settings, SilentAnnouncer()))
+url, data, port, lead, patience = sys.argv[1:]
+settings = Settings(
+    _env_file=None,
+    database_url=url,
+    data_dir=Path(data),
+    api_port=int(port),
+    drain_seconds=int(lead),
+    rate_limits="off",
+)
+sys.exit(serve(settings, SilentAnnouncer(), patience_seconds=float(patience)))
 """
 
 
-def serve(url: str, data_dir: Path, port: int) -> "subprocess.Popen[str]":
+def serve(
+    url: str, data_dir: Path, port: int, *, lead_seconds: int = 0, patience_seconds: float = 8
+) -> "subprocess.Popen[str]":
     """An API as a process of its own, that announces nothing. The caller ends it."""
+    arguments = (url, data_dir, port, lead_seconds, patience_seconds)
     return subprocess.Popen(
-        [sys.executable, "-c", _SERVE, url, str(data_dir), str(port)],
+        [sys.executable, "-c", _SERVE, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

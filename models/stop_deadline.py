@@ -1,0 +1,44 @@
+"""The latest end of a process that was told to stop, whatever holds it. Drains nothing."""
+
+import _thread
+import logging
+import os
+import time
+from contextlib import suppress
+
+import psutil
+
+STOP_SECONDS = 26.0
+"""Below the 30 s that Kubernetes and others give before they kill."""
+
+_log = logging.getLogger("waybill.stop")
+
+
+class StopDeadline:
+    """Ends this process and its children some time after it began to stop, unless it has ended by itself.
+
+    Nothing is lost by it: a transaction rolls back, a message that is not acknowledged comes again, and a
+    job is announced again.
+
+    Args:
+        seconds: From :meth:`begin` on.
+    """
+
+    def __init__(self, seconds: float = STOP_SECONDS) -> None:
+        self._seconds = seconds
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Let the time run; once is enough. May be called by a signal's handler."""
+        if not self._has_begun:
+            self._has_begun = True
+            # Not by ``threading``: its locks may be held by whatever the handler interrupted.
+            _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        time.sleep(self._seconds)
+        _log.warning("ended before everything was finished: the rest is given back")
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        os._exit(0)
