@@ -20,10 +20,11 @@ import orjson
 
 from consumers.envelope import Arrival
 from consumers.link import Link
-from models import metrics
+from models import failpoints, metrics
 from models.database import Database
 from models.dead_letters.messages import DeadMessage, DeadMessages
 from models.errors import Transient
+from models.failpoints import Step
 from models.ids import parse_id
 from models.ledger import SUSPECT_AFTER, Ledger
 from tasks.names import APPLY
@@ -91,7 +92,9 @@ class DeadMessageCollector:
                 if not self._keep_when_possible(link, read(arrival)):
                     return
             if arrivals:
+                failpoints.before(Step.ACKNOWLEDGE_DEAD_MESSAGES)
                 link.acknowledge(arrivals)
+                failpoints.after(Step.ACKNOWLEDGE_DEAD_MESSAGES)
 
     def _keep_when_possible(self, link: Link, message: DeadMessage) -> bool:
         """Keep ``message``, holding it while the database is away; False where we are to stop meanwhile."""
@@ -116,7 +119,7 @@ class DeadMessageCollector:
             self._store(replace(message, headers={}, task=None, queue=None, reason=None, content_type=None))
 
     def _store(self, message: DeadMessage) -> None:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.KEEP_DEAD_MESSAGE) as connection:
             is_new = self._messages.keep(connection, message)
             if is_new and message.are_jobs and message.reason == _WORN_OUT:
                 self._ledger.suspect(connection, message.ids, SUSPECT_AFTER)

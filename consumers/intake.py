@@ -26,8 +26,10 @@ from consumers.envelope import Arrival
 from consumers.link import Link
 from consumers.publisher import Outgoing, Publisher
 from consumers.replies import Rejection
+from models import failpoints
 from models.capacity import Capacity
 from models.errors import ConfigurationError, DatabaseUnavailable, Refusal, Transient, Unavailable
+from models.failpoints import Step
 from models.intake import Answer, Intake, Receipt
 from models.job import JobState, Priority, Submission
 
@@ -140,11 +142,15 @@ class IntakeLoop:
 
     def _settle(self, link: Link, batch: list[Arrival]) -> None:
         """Bring every message of ``batch`` to its end, then acknowledge them all."""
+        failpoints.before(Step.TAKE_IN)
         verdicts = self._until_done(link, "database", lambda: self._judge(batch))
+        failpoints.after(Step.TAKE_IN)
         rejected = [(a, v) for a, v in zip(batch, verdicts, strict=True) if isinstance(v, Rejection)]
         if rejected:
             letters = [replies.dead_letter(arrival, rejection) for arrival, rejection in rejected]
+            failpoints.before(Step.DEAD_LETTER)
             self._until_done(link, "dead-letter queue", lambda: self._publisher.confirmed(letters))
+            failpoints.after(Step.DEAD_LETTER)
         for _, rejection in rejected:
             self._log.info(
                 "message refused",
@@ -152,7 +158,9 @@ class IntakeLoop:
             )
         self._reply(batch, verdicts)
         self._announce(verdicts)
+        failpoints.before(Step.ACKNOWLEDGE_UPSTREAM)
         link.acknowledge(batch)
+        failpoints.after(Step.ACKNOWLEDGE_UPSTREAM)
 
     def _find_room(self, jobs: int) -> None:
         """Come back where the ledger has room for ``jobs`` more; looked at about once a second.
@@ -219,8 +227,12 @@ class IntakeLoop:
                 reply = replies.rejected_reply(arrival, verdict)
             if reply is not None:
                 outgoing.append(reply)
-        if outgoing and not self._publisher.best_effort(outgoing):
+        if not outgoing:
+            return
+        failpoints.before(Step.ANSWER_UPSTREAM)
+        if not self._publisher.best_effort(outgoing):
             self._log.warning("replies not sent", extra={"replies": len(outgoing)})
+        failpoints.after(Step.ANSWER_UPSTREAM)
 
     def _announce(self, verdicts: Sequence[_Verdict]) -> None:
         ready: dict[Priority, list[UUID]] = {}

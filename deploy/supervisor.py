@@ -46,13 +46,20 @@ class Entry:
     Args:
         process: What is supervised.
         kinds: The lists of ``processes.json`` in which it stands.
+        longest_delay_seconds: Before a restart.
     """
 
     FIRST_DELAY_SECONDS = 0.2
     LONGEST_DELAY_SECONDS = 3.0
     STEADY_AFTER_SECONDS = 20.0
 
-    def __init__(self, process: Supervised, kinds: Sequence[str]) -> None:
+    def __init__(
+        self,
+        process: Supervised,
+        kinds: Sequence[str],
+        longest_delay_seconds: float = LONGEST_DELAY_SECONDS,
+    ) -> None:
+        self._longest_delay = longest_delay_seconds
         self.process = process
         self.kinds = tuple(kinds)
         self.is_up = False
@@ -69,7 +76,7 @@ class Entry:
         if now - self._launched_at >= self.STEADY_AFTER_SECONDS:
             self._delay = self.FIRST_DELAY_SECONDS
         self.is_up, self.restart_at = False, now + self._delay
-        self._delay = min(self._delay * 2, self.LONGEST_DELAY_SECONDS)
+        self._delay = min(self._delay * 2, self._longest_delay)
 
 
 class Supervisor:
@@ -78,11 +85,19 @@ class Supervisor:
     Args:
         processes_file: ``processes.json``, rewritten whole at every start and restart.
         clock: Monotonic seconds.
+        longest_delay_seconds: Before a restart of what ends young again and again.
     """
 
-    def __init__(self, processes_file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        processes_file: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        longest_delay_seconds: float = Entry.LONGEST_DELAY_SECONDS,
+    ) -> None:
         self._file = processes_file
         self._clock = clock
+        self._longest_delay = longest_delay_seconds
         self._entries: list[Entry] = []
 
     @property
@@ -96,7 +111,7 @@ class Supervisor:
         Raises:
             ConfigurationError: It cannot be started at all.
         """
-        entry = Entry(process, kinds)
+        entry = Entry(process, kinds, self._longest_delay)
         self._entries.append(entry)  # first: what is half-started must be stopped too
         process.launch()
         entry.note_launch(self._clock())

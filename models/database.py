@@ -9,12 +9,14 @@ from typing import Any
 
 import orjson
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from models import failpoints
 from models.breaker import Phase
 from models.database_watch import CONNECT_SECONDS, DatabaseWatch, Line
 from models.errors import Conflict, Contention, DatabaseUnavailable
+from models.failpoints import Step
 from models.metrics import DATABASE_SECONDS
 from models.tables import SCHEMA
 
@@ -86,8 +88,11 @@ class Database:
             event.listen(self._engine, ending, self._forget_line)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, step: Step | None = None) -> Iterator[Connection]:
         """One READ COMMITTED transaction: committed on leaving, rolled back on any error.
+
+        Args:
+            step: What its commit is, as failpoints name it; None where it only reads.
 
         Raises:
             DatabaseUnavailable: PostgreSQL cannot be reached, or the connection was lost. After a
@@ -97,6 +102,10 @@ class Database:
         self._watch.admit()
         with translated_errors(), self._engine.begin() as connection:
             yield connection
+            if failpoints.IS_COMPILED_IN and not _is_at_stake(connection):
+                step = None
+            failpoints.before(step)
+        failpoints.after(step)
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
@@ -216,6 +225,12 @@ def _note_time(connection: Any, record: ConnectionPoolEntry) -> None:
 
 
 _TRUSTED_SECONDS = 1.0
+
+
+def _is_at_stake(connection: Connection) -> bool:
+    """Whether the transaction has written anything: without, a crash at its commit would show nothing."""
+    found = connection.execute(text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL"))
+    return bool(found.scalar_one())
 
 
 @contextmanager

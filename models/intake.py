@@ -24,6 +24,7 @@ from models.errors import (
     Unavailable,
     Unprocessable,
 )
+from models.failpoints import Step
 from models.identity.principals import Action
 from models.job import Job, Operation, Submission, to_json
 from models.ledger import Ledger, accepted_job
@@ -109,7 +110,7 @@ class Intake:
             has_begun, committing = False, None
             began = time.monotonic()
             try:
-                with self._database.transaction() as connection:
+                with self._database.transaction(Step.ACCEPT) as connection:
                     has_begun = True
                     answers, committing = answer(connection, batch)
                 return [answers[submission.job_id] for submission in batch]

@@ -28,6 +28,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from models.database import Database, array
 from models.errors import Contention, Gone, NotFound
+from models.failpoints import Step
 from models.identity import login_guard, refresh_families
 from models.ids import created_at, earliest_id
 
@@ -204,7 +205,7 @@ class Retention:
     ) -> Iterator[Batch]:
         while True:
             began = self._now()
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.PRUNE) as connection:
                 _take_turn(connection, waits=waits)
                 deleted = connection.execute(statement, {**parameters, "most": self._batch}).rowcount
             yield Batch({table: deleted}, self._now() - began)
@@ -215,7 +216,7 @@ class Retention:
         while True:
             began = self._now()
             parameters = {**_parameters(finished, bounds), "after": walk.after, "most": self._batch}
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.PRUNE) as connection:
                 _take_turn(connection, waits=waits)
                 step = walk.step(connection, parameters)
             walk.after = step.last or walk.after

@@ -12,8 +12,9 @@ from uuid import UUID
 
 from celery import Celery
 
-from models import metrics
+from models import failpoints, metrics
 from models.errors import BrokerUnavailable
+from models.failpoints import Step
 from models.job import Priority
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.publisher import Publisher
@@ -91,8 +92,11 @@ class Announcer:
             return
         try:
             for (task, queue), ids in gathered.items():
+                step = Step.ANNOUNCE_JOBS if task == APPLY else Step.ANNOUNCE_DELIVERIES
                 for start in range(0, len(ids), CHUNK):
+                    failpoints.before(step)
                     self._publisher.task(task, queue, ids[start : start + CHUNK])
+                    failpoints.after(step)
         except BrokerUnavailable as error:
             self._paused_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("announcement failed, the sweep will repeat it", extra={"reason": str(error)})

@@ -14,7 +14,7 @@ from models.settings import MEMORY_BROKER, Settings
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.runtime import Runtime
 from tasks.topology import CELERY_QUEUES
-from tasks.witness import witnessed
+from tasks.witness import PlainRequest, witnessed
 
 _log = logging.getLogger("waybill.tasks")
 
@@ -36,7 +36,7 @@ def make_app(settings: Settings) -> Celery:
         is_redelivered, queue = bool(delivery.get("redelivered")), str(delivery.get("routing_key"))
         _run(lambda: runtime.apply(_uuids(job_ids), are_suspect=is_redelivered, queue=queue), len(job_ids))
 
-    @app.task(shared=False, name=DELIVER, ignore_result=True)
+    @app.task(shared=False, name=DELIVER, ignore_result=True, Request=PlainRequest)
     def deliver(delivery_ids: list[str], **_of_a_newer_version: Any) -> None:
         """Send announced deliveries."""
         _run(lambda: runtime.deliver(_uuids(delivery_ids)), len(delivery_ids))

@@ -21,6 +21,7 @@ from models import metrics
 from models.cache.views import Changes, Views
 from models.database import Database
 from models.errors import Conflict, Contention, DatabaseUnavailable, Refusal, internal_problem
+from models.failpoints import Step
 from models.identity.users import Users
 from models.job import JobState, Priority
 from models.ledger import SUSPECT_AFTER, Ledger, OpenJob, Outcome
@@ -190,7 +191,7 @@ class Applier:
         Returns:
             Whether the cap cut the jobs short, and the lanes that were held elsewhere.
         """
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.APPLY) as connection:
             if waiting_for:
                 self._ledger.wait_for_lanes(connection, waiting_for, LANE_PATIENCE)
                 taken, held = list(waiting_for), list[int]()
@@ -262,7 +263,7 @@ class Applier:
             if is_suspect and not self._may_try(head, applied):
                 continue
             try:
-                with self._database.transaction() as connection:
+                with self._database.transaction(Step.APPLY_ALONE) as connection:
                     job = self._lock_head(connection, job_id)
                     if job is None or job.id != head.id:
                         continue
@@ -302,7 +303,7 @@ class Applier:
 
     def _may_try(self, job: OpenJob, applied: Applied) -> bool:
         """Record, in a commit of its own, an attempt that may kill this worker; after the last it is dead."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.CRASH_ATTEMPT) as connection:
             present = self._lock_head(connection, job.id)
             if present is None or present.id != job.id or present.crashes != job.crashes:
                 return False  # another worker has been at it meanwhile: look again
@@ -331,7 +332,7 @@ class Applier:
                 "job attempt failed", exc_info=error, extra={"jobId": str(job.id), "attempt": attempt}
             )
         outcome: Outcome | None = None
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.VERDICT) as connection:
             present = self._lock_head(connection, job.id)
             if present is None or present.id != job.id:
                 return True

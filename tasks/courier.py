@@ -8,13 +8,14 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from models import metrics
+from models import failpoints, metrics
 from models.deliveries.address_guard import check_url
 from models.deliveries.delivery_policy import Answer, Decision, DisableEndpoint, GiveUp, decide
 from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.deliveries.endpoints import CallbackEndpoint, CallbackEndpoints
 from models.deliveries.outbox import Delivery, Outbox
 from models.errors import Invalid, Transient
+from models.failpoints import Step
 from models.identity.sealing import Unsealable
 from tasks.dispatch import AT_ONCE
 from tasks.webhook import WebhookSender
@@ -127,7 +128,10 @@ class CallbackCourier:
             secrets = [self._secrets.open(delivery.endpoint_id, one) for one in delivery.secrets]
         except Unsealable as error:
             raise NotNow(str(error)) from error
-        return self._sender.send(delivery.url, secrets, delivery.webhook_id, delivery.now, delivery.body)
+        failpoints.before(Step.SEND_CALLBACK)
+        answer = self._sender.send(delivery.url, secrets, delivery.webhook_id, delivery.now, delivery.body)
+        failpoints.after(Step.SEND_CALLBACK)
+        return answer
 
     def decide(self, delivery: Delivery, answer: Answer, random: Callable[[], float]) -> Decision:
         """As the policy has it."""

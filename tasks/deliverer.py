@@ -8,10 +8,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from models import metrics
+from models import failpoints, metrics
 from models.database import Database
 from models.deliveries.outbox import RESOLVED, Delivery, DeliveryKind, Outbox, ToldEvent
 from models.errors import BrokerUnavailable
+from models.failpoints import Step
 from models.job import JobState, to_json
 from tasks.names import EVENTS
 from tasks.publisher import Publisher
@@ -47,7 +48,7 @@ class Deliverer:
         Raises:
             DatabaseUnavailable: They are announced again later.
         """
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.CLAIM) as connection:
             claimed = self._outbox.claim(connection, delivery_ids)
         self._sending.hand_over([one for one in claimed if one.kind.is_sent_over_http])
         try:
@@ -73,7 +74,7 @@ class Deliverer:
                     done.append(delivery.id)
                     metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
                 else:
-                    with self._database.transaction() as connection:
+                    with self._database.transaction(Step.GIVE_UP) as connection:
                         self._outbox.give_up(connection, delivery.id, error=_NOBODY, status=None)
             for notice in (one for one in deliveries if one.kind is DeliveryKind.NOTICE):
                 self._publish_notice(notice)
@@ -83,16 +84,17 @@ class Deliverer:
             metrics.DELIVERIES.labels(DeliveryKind.EVENTS, "delivered").inc(len(events))
         except BrokerUnavailable:
             unsent = [one for one in deliveries if one.id not in done]
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.PUT_OFF) as connection:
                 self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
             raise
         finally:
             if done:
-                with self._database.transaction() as connection:
+                with self._database.transaction(Step.SETTLE_PUBLISH) as connection:
                     self._outbox.delivered(connection, done)
 
     def _publish_reply(self, delivery: Delivery) -> bool:
-        return self._publisher.message(
+        failpoints.before(Step.PUBLISH_REPLY)
+        is_routed = self._publisher.message(
             delivery.body or b"",
             exchange="",
             routing_key=delivery.reply_to or "",
@@ -101,14 +103,11 @@ class Deliverer:
             type=f"job.{delivery.state_told}",
             headers={"x-job-id": str(delivery.job_id)},
         )
+        failpoints.after(Step.PUBLISH_REPLY)
+        return is_routed
 
     def _publish_notice(self, notice: Delivery) -> None:
-        self._publisher.message(
-            notice.body or b"",
-            exchange=EVENTS,
-            routing_key=notice.target or "",
-            content_type=_CLOUD_EVENT,
-        )
+        self._publish_event(notice.body or b"", notice.target or "")
         metrics.DELIVERIES.labels(notice.kind, "delivered").inc()
 
     def _publish_events(self, all_sequences: Sequence[int]) -> None:
@@ -130,12 +129,14 @@ class Deliverer:
         is_heard = False
         is_resolved = key.endswith("." + RESOLVED)
         for sequence, event in self._outbox.events(connection, sequences).items():
-            is_heard = self._publisher.message(
-                resolved_event(sequence, event) if is_resolved else cloud_event(sequence, event),
-                exchange=EVENTS,
-                routing_key=key,
-                content_type=_CLOUD_EVENT,
-            )
+            body = resolved_event(sequence, event) if is_resolved else cloud_event(sequence, event)
+            is_heard = self._publish_event(body, key)
+        return is_heard
+
+    def _publish_event(self, body: bytes, key: str) -> bool:
+        failpoints.before(Step.PUBLISH_EVENT)
+        is_heard = self._publisher.message(body, exchange=EVENTS, routing_key=key, content_type=_CLOUD_EVENT)
+        failpoints.after(Step.PUBLISH_EVENT)
         return is_heard
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from models.database import Database
 from models.deliveries.outbox import Outbox
+from models.failpoints import Step
 from tasks.sending import Sending
 
 AT_ONCE = 200
@@ -38,7 +39,7 @@ class DirectDelivery:
         Raises:
             DatabaseUnavailable: They are announced, or looked for, again.
         """
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.CLAIM_DIRECTLY) as connection:
             due = self._outbox.due(connection, AT_ONCE, only_over_http=True)
             claimed = self._outbox.claim(connection, due) if due else []
         if claimed:

@@ -6,9 +6,11 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
+from models import failpoints
 from models.deliveries.delivery_policy import Answer, Decision, decide_effect
 from models.deliveries.outbox import Delivery, Outbox
 from models.effects import LONGEST_PATIENCE, ThirdPartyEffect, applied_change, service_call
+from models.failpoints import Step
 from tasks.courier import NotNow, Receiver
 from tasks.service_client import ServiceClient
 
@@ -74,7 +76,10 @@ class EffectCourier:
         client = self._clients.get(effect.service)
         if client is None:
             raise NotNow(f"WAYBILL_SERVICES names no {effect.service}")
-        return client.send(service_call(delivery.body or b"null"), f"{delivery.job_id}.{effect.name}")
+        failpoints.before(Step.SEND_EFFECT)
+        answer = client.send(service_call(delivery.body or b"null"), f"{delivery.job_id}.{effect.name}")
+        failpoints.after(Step.SEND_EFFECT)
+        return answer
 
     def decide(self, delivery: Delivery, answer: Answer, random: Callable[[], float]) -> Decision:
         """As the policy has it, within the effect's own time."""

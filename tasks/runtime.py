@@ -12,6 +12,7 @@ from celery import Celery
 
 from models.container import Container
 from models.deliveries.outbox import DeliveryKind, Outbox
+from models.failpoints import Step
 from models.settings import Settings
 from tasks.announcer import Announcer
 from tasks.applier import Applier, worker_name
@@ -72,7 +73,7 @@ class Runtime:
         try:
             container = self._pieces().container
             container.cache.forget_all()  # it may have died owing the cache a change
-            with container.database.transaction() as connection:
+            with container.database.transaction(Step.WITNESS) as connection:
                 container.ledger.witness_crash(
                     connection, [UUID(one) for one in job_ids], worker_name(pid), cause
                 )

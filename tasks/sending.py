@@ -16,6 +16,7 @@ from models.database import Database
 from models.deliveries.delivery_policy import Answer, Decision, Delivered, DisableEndpoint, GiveUp, RetryIn
 from models.deliveries.outbox import Delivery, DeliveryKind, Outbox
 from models.errors import Transient
+from models.failpoints import Step
 from tasks.courier import Courier, NotNow, Receiver
 from tasks.dispatch import THREADS, Dispatch
 
@@ -77,7 +78,7 @@ class Sending:
                 continue
             no_room = self._dispatch.put(receiver.dependency, group, at_once=receiver.at_once)
             if no_room:
-                with self._database.transaction() as connection:
+                with self._database.transaction(Step.PUT_OFF) as connection:
                     self._outbox.park(connection, no_room, self._soon(connection, NO_ROOM_REST))
 
     def wait_idle(self, timeout_seconds: float) -> bool:
@@ -88,7 +89,7 @@ class Sending:
         """Give back what was not begun; what is under way gets so long."""
         left = self._dispatch.close(timeout_seconds)
         if left:
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.PUT_OFF) as connection:
                 self._outbox.park(connection, left, _clock(connection))
 
     # ---- before --------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class Sending:
 
     def _held_back(self, dependencies: Sequence[str]) -> dict[str, datetime]:
         """Those receivers whose breaker is open, and until when: nobody need wait in line to hear that."""
-        with self._database.transaction() as connection:
+        with self._database.snapshot() as connection:
             states = BreakerBoard(connection).states(dependencies)
             now = _clock(connection) if states else None
         return {
@@ -118,7 +119,7 @@ class Sending:
                 lasting.append(delivery)
         if lasting:
             spread = timedelta(seconds=5 * self._uniform())  # not all at the moment of the probe
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.PUT_OFF) as connection:
                 self._outbox.park(connection, lasting, until + spread)
 
     def _soon(self, connection: Connection, rest: timedelta) -> datetime:
@@ -142,7 +143,7 @@ class Sending:
             self._settle(courier, prepared, answer, dependency, is_probe=passage is _Passage.PROBE)
         except NotNow as fault:
             _log.error("a delivery waits for us", extra={"kind": delivery.kind, "reason": str(fault)})
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.PUT_OFF) as connection:
                 self._outbox.rest(connection, delivery.id, self._soon(connection, OUR_FAULT_REST))
             return False
         except Transient as fault:
@@ -152,7 +153,7 @@ class Sending:
 
     def _passage(self, courier: Courier, delivery: Delivery, dependency: str) -> tuple[_Passage, Delivery]:
         """Ask whether ``delivery`` may go; where its breaker says no, it and all behind it are put off."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.EXTEND) as connection:
             mine = self._outbox.extend(connection, delivery)
             if mine is None:  # somebody else has it by now
                 return _Passage.SETTLED, delivery
@@ -180,7 +181,7 @@ class Sending:
         self, courier: Courier, delivery: Delivery, answer: Answer, dependency: str, *, is_probe: bool
     ) -> None:
         decision = courier.decide(delivery, answer, self._uniform)
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.SETTLE_SEND) as connection:
             board = BreakerBoard(connection)
             if answer.blames_host:
                 board.record_failure(dependency, _clock(connection), is_probe=is_probe)
@@ -201,7 +202,7 @@ class Sending:
 
     def _give_up(self, delivery: Delivery, decision: GiveUp, status: int | None) -> None:
         courier = self._couriers[delivery.kind]
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.GIVE_UP) as connection:
             mine = self._outbox.extend(connection, delivery)
             if mine is None:
                 return

@@ -12,9 +12,11 @@ from uuid import UUID
 
 from celery import Celery
 
+from models import failpoints
 from models.database import Database
 from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable, Transient
+from models.failpoints import Step
 from models.job import Priority
 from models.ledger import Ledger
 from tasks.announcer import CHUNK
@@ -108,7 +110,7 @@ class Sweeper:
             raise
 
     def _sweep(self) -> int:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.WAKE) as connection:
             ends = self._ledger.expire(connection, CHUNK)
             self._ledger.wake_scheduled(connection, PLATE * CHUNK)
         self._announce(DELIVER, DELIVERIES_QUEUE, ends)
@@ -117,17 +119,20 @@ class Sweeper:
             queue = JOB_QUEUES[priority]
             room = PLATE - self._publisher.depth(queue)
             if room > 0:
-                with self._database.transaction() as connection:
+                with self._database.transaction(Step.CLAIM_JOBS) as connection:
                     due = self._ledger.due(connection, priority, room * CHUNK)
                 announced += self._announce(APPLY, queue, due)
         room = PLATE - self._publisher.depth(DELIVERIES_QUEUE)
         if room > 0:
-            with self._database.transaction() as connection:
+            with self._database.transaction(Step.CLAIM_DELIVERIES) as connection:
                 waiting = self._outbox.due(connection, room * CHUNK)
             self._announce(DELIVER, DELIVERIES_QUEUE, waiting)
         return announced
 
     def _announce(self, task: str, queue: str, ids: list[UUID]) -> int:
+        step = Step.REANNOUNCE_JOBS if task == APPLY else Step.REANNOUNCE_DELIVERIES
         for start in range(0, len(ids), CHUNK):
+            failpoints.before(step)
             self._publisher.task(task, queue, ids[start : start + CHUNK])
+            failpoints.after(step)
         return len(ids)

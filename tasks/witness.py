@@ -11,10 +11,23 @@ from typing import Any, cast
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
+from models import failpoints
+from models.failpoints import Step
+
 Witness = Callable[[Sequence[str], int, str], None]
 """Takes the ids of a lost message, the child's process id, and what killed it."""
 
 _CAUSE = re.compile(r"signal \d+ \((\w+)\)|signal \d+|exitcode \d+")
+
+
+class PlainRequest(Request):
+    """Celery's request, whose acknowledgement is a step that failpoints know."""
+
+    def acknowledge(self) -> None:
+        """See :class:`celery.worker.request.Request`."""
+        failpoints.before(Step.ACKNOWLEDGE_TASK)
+        super().acknowledge()
+        failpoints.after(Step.ACKNOWLEDGE_TASK)
 
 
 def witnessed(tell: Witness) -> type[Request]:
@@ -24,7 +37,7 @@ def witnessed(tell: Witness) -> type[Request]:
         tell: Must not raise.
     """
 
-    class WitnessedRequest(Request):
+    class WitnessedRequest(PlainRequest):
         """A message at work in a child."""
 
         def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:

@@ -10,6 +10,7 @@ from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models.database import Database
+from models.failpoints import Step
 from models.identity.principals import Principal
 from models.identity.second_factors import RECOVERY_CODES, Enrolment, SecondFactors
 from models.identity.sign_in import Session, SignIn
@@ -138,11 +139,11 @@ class Auth:
         return json_response(200, self._tokens.public_jwk_set(), (cacheable,))
 
     def _enrol(self, principal: Principal) -> Enrolment:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.ADMINISTER) as connection:
             return self._second_factors.enrol(connection, principal)
 
     def _confirm(self, principal: Principal, otp: str) -> None:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.ADMINISTER) as connection:
             self._second_factors.confirm(connection, principal.id, otp)
 
     def routes(self) -> Iterator[Route]:

@@ -21,6 +21,7 @@ from models.database import Database
 from models.deliveries.delivery_log import DeliveryLog, LoggedDelivery
 from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import Detail, Invalid, NotFound
+from models.failpoints import Step
 from models.ids import parse_id
 from models.schema import Schema, UtcTime
 
@@ -120,11 +121,11 @@ class Deliveries:
             return self._log.page(connection, endpoint, state=state, before=before, limit=limit)
 
     def _resend(self, owner_id: UUID, identifier: UUID) -> LoggedDelivery:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.ADMINISTER) as connection:
             return self._log.resend(connection, owner_id, identifier)
 
     def _recover(self, owner_id: UUID, identifier: UUID, since: datetime | None) -> int:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.ADMINISTER) as connection:
             endpoint = self._endpoints.enable(connection, owner_id, identifier)
             return self._log.recover(connection, endpoint, since)
 

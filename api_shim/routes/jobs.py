@@ -18,6 +18,7 @@ from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models.cursor import Cursors
 from models.database import Database
+from models.failpoints import Step
 from models.identity.principals import Principal
 from models.ids import parse_id
 from models.job import Job, JobState
@@ -125,7 +126,7 @@ class Jobs:
     # ---- in a thread ---------------------------------------------------------------------
 
     def _cancel(self, job_id: UUID) -> tuple[Job, list[UUID]]:
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.CANCEL) as connection:
             deliveries = self._ledger.cancel(connection, job_id)
             return self._ledger.find(connection, [job_id])[job_id], deliveries
 

@@ -14,11 +14,12 @@ from uuid import UUID
 import orjson
 from sqlalchemy import Connection
 
-from models import metrics
+from models import failpoints, metrics
 from models.cache.cache import Cache, Entry, Look, Mark
 from models.cache.notices import tell
 from models.cache.redis_cache import entry_key, list_key
 from models.database import Database
+from models.failpoints import Step
 from models.page_query import PageQuery, place_text
 from models.registry import Registry, Resource
 from models.resource_type import ResourceType
@@ -209,12 +210,17 @@ class Views:
             changes: What it changed.
         """
         keys = (entry_key(name, identifier) for name, identifier in changes.views)
+        step = Step.MARK_CACHE if changes.views else None
+        failpoints.before(step)
         mark = self._cache.mark(keys, (list_key(name, whose) for name, whose in changes.lists))
+        failpoints.after(step)
         tell(connection, mark)
         return mark
 
     def settle(self, mark: Mark, changes: Changes) -> None:
         """Tell it that the commit is done. Not called where it failed: nobody knows what came of it."""
+        step = Step.SETTLE_CACHE if changes.views else None
+        failpoints.before(step)
         self._cache.settle(
             mark,
             {
@@ -223,6 +229,7 @@ class Views:
                 if view is not None
             },
         )
+        failpoints.after(step)
 
 
 def view_of(resource: Resource, row: Row) -> View:

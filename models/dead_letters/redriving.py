@@ -12,6 +12,7 @@ from models.database import Database
 from models.dead_letters.judging import Judge, Prospect
 from models.dead_letters.letters import DeadLetters
 from models.errors import Conflict, NotFound, Refusal
+from models.failpoints import Step
 from models.identity.users import Users
 from models.job import Job
 from models.ledger import Ledger
@@ -62,7 +63,7 @@ class Redriver:
 
         One that is refused refuses only itself. Announce the jobs among the answers.
         """
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.REDRIVE) as connection:
             answers = self._judged(connection, job_ids, order)
             if not order.dry_run:
                 answers = self._revived(connection, answers)
@@ -91,12 +92,12 @@ class Redriver:
             outcome=AuditOutcome.REFUSED,
             error=refusal.problem(actor.request_id),
         )
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.ADMINISTER) as connection:
             self._audit.write(connection, actor, [entry])
 
     def discard(self, job_ids: Sequence[UUID], reason: str, actor: Actor) -> list[UUID]:
         """Put dead letters away for good, and tell that they are resolved; which were put away."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(Step.DISCARD) as connection:
             done = set(self._ledger.discard(connection, job_ids))
             refusal = Conflict("Only a dead job that was not discarded yet can be discarded")
             entries = [

@@ -5,8 +5,10 @@ differ: each kind of process reaches each server through a link of its own. The 
 which may kill and wipe them, not to the supervisor. What to break and when: ``faults.py``.
 """
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,8 +28,10 @@ from deploy.rabbitmq_server import RabbitMQServer
 from deploy.readiness import ask_ready
 from deploy.redis_server import RedisServer
 from deploy.supervisor import Supervisor
+from models import failpoints
+from models.database import Database
 from models.settings import Settings
-from tests.chaos import witness
+from tests.chaos import crates, witness
 from tests.kit.faulty_link import FaultyLink
 from tests.kit.servers import temporary_data_directory
 from tests.kit.waiting import wait_until
@@ -69,19 +73,23 @@ class Arena:
     Args:
         directory: Prepared, of its own.
         output: Receives what its processes say.
+        receiver_port: Where callbacks are taken, and where the third party is.
         bugs: Of ``bugs.py`` to be planted in its processes, comma-separated; empty: none.
     """
 
-    def __init__(self, directory: DataDirectory, output: Path, *, bugs: str = "") -> None:
+    def __init__(self, directory: DataDirectory, output: Path, *, receiver_port: int, bugs: str = "") -> None:
         self.directory = directory
         self._bugs = bugs
+        self._receiver_port = receiver_port
+        self._failpoints = directory.path / "failpoints"
+        self._environment: dict[str, str] = {}
         self.postgres = PostgresServer(directory)
         self.rabbitmq = RabbitMQServer(directory)
         self.redis = RedisServer(directory)
         self.links: dict[str, FaultyLink] = {}
         self.api_port = free_port()
         self.output = output
-        self._supervisor = Supervisor(directory.run / "processes.json")
+        self._supervisor = Supervisor(directory.run / "processes.json", longest_delay_seconds=0.4)
         self._children: list[Child] = []
         self._must_stop = threading.Event()
         self._is_launched = threading.Event()
@@ -98,7 +106,9 @@ class Arena:
             server.wait_ready()
         settings = self._settings()
         schema.prepare(settings)
+        _make_crates(self.postgres.url)
         witness.install(self.postgres.url)
+        self._failpoints.mkdir()
         targets = {
             "postgres": self.postgres.port,
             "rabbitmq": self.rabbitmq.port,
@@ -108,6 +118,7 @@ class Arena:
             for server_name, port in targets.items():
                 self.add_link(f"{kind}-{server_name}", port)
         self.add_link("client-api", self.api_port)
+        self.add_link("worker-receiver", self._receiver_port)
         self.directory.empty_metrics()
         self._children = [self._child(spec, settings) for spec in children.FULL if spec.name != "flower"]
         self._keeper.start()
@@ -191,6 +202,28 @@ class Arena:
         connections = sum(link.connections for name, link in self.links.items() if name.endswith("-postgres"))
         return Footprint(memory, files, connections)
 
+    def run_command(self, *arguments: str) -> int:
+        """Run ``waybill`` with these arguments, as one of its processes; the exit status."""
+        with self.output.open("ab") as output:
+            command = (sys.executable, "-P", "-m", "deploy.cli", *arguments)
+            return subprocess.run(
+                command, env=self._environment, stdout=output, stderr=output, timeout=45, check=False
+            ).returncode
+
+    # ---- failpoints --------------------------------------------------------------------
+
+    def arm(self, failpoint: str) -> None:
+        """Have the next process that comes to a failpoint kill itself there."""
+        (self._failpoints / failpoint).touch()
+
+    def disarm(self, failpoint: str) -> None:
+        """Let processes pass again, where none has come."""
+        (self._failpoints / failpoint).unlink(missing_ok=True)
+
+    def is_armed(self, failpoint: str) -> bool:
+        """Whether nobody has come to it since it was armed."""
+        return (self._failpoints / failpoint).exists()
+
     # ---- servers -----------------------------------------------------------------------
 
     def wipe_rabbitmq(self) -> None:
@@ -234,13 +267,22 @@ class Arena:
             "PYTHONPATH": str(CHECKOUT),
             "WAYBILL_CALLBACK_ALLOW_PRIVATE": "1",
             "WAYBILL_AMQP_PRINCIPALS": f'{{"waybill": "{ADMIN}"}}',
+            "WAYBILL_RESOURCES": crates.__name__,
+            "WAYBILL_SERVICES": self._services(),
+            failpoints.VARIABLE: str(self._failpoints),
         }
+        if kind == "worker":
+            self._environment = environment
         if self._bugs:
             options = spec.command[spec.command.index("deploy.cli") + 1 :]
             spec = ChildSpec(
                 spec.name, spec.kinds, (sys.executable, "-P", "-c", _PLANTED, self._bugs, *options)
             )
         return _QuietChild(spec, environment, self.output)
+
+    def _services(self) -> str:
+        url = f"http://127.0.0.1:{self.links['worker-receiver'].port}/{crates.DEPOT}"
+        return json.dumps({crates.DEPOT: {"url": url, "timeout_seconds": 5}})
 
     def _keep(self) -> None:
         try:
@@ -261,15 +303,22 @@ class _QuietChild(Child):
 
 
 @contextmanager
-def running_arena(output: Path, *, bugs: str = "") -> Iterator[Arena]:
+def running_arena(output: Path, *, receiver_port: int, bugs: str = "") -> Iterator[Arena]:
     """An arena for the length of a block; nothing is left of it."""
     with temporary_data_directory() as directory:
-        arena = Arena(directory, output, bugs=bugs)
+        arena = Arena(directory, output, receiver_port=receiver_port, bugs=bugs)
         try:
             arena.start()
             yield arena
         finally:
             arena.stop()
+
+
+def _make_crates(database_url: str) -> None:
+    database = Database(database_url)
+    with database.transaction() as connection:
+        crates.TABLE.create(connection, checkfirst=True)
+    database.close()
 
 
 def _through(url: str, port: int) -> str:

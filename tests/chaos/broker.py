@@ -1,5 +1,8 @@
 """What RabbitMQ still holds of ours. Breaks nothing."""
 
+from contextlib import closing
+
+import pika
 import urllib3
 
 from tasks.names import DEAD_INTAKE
@@ -22,3 +25,15 @@ def full_queues(broker: ManagementApi) -> list[str]:
         and one["name"] != DEAD_INTAKE
         and one.get("messages", "unknown")
     ]
+
+
+def dead_letters(url: str) -> set[str]:
+    """Ids of the messages of upstream that were refused; takes them away."""
+    found = set()
+    with closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        channel = connection.channel()
+        while True:
+            method, properties, _ = channel.basic_get(DEAD_INTAKE, auto_ack=True)
+            if method is None:
+                return found
+            found.add(str(properties.message_id))

@@ -15,6 +15,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api_shim.routes import reads
+from consumers.envelope import Arrival
+from consumers.intake import IntakeLoop
+from consumers.link import Link
 from models import ledger_statements as sql
 from models import service
 from models.database import array
@@ -46,6 +49,21 @@ def acknowledge_before_commit() -> None:
         return answers
 
     _replace(Intake, "accept", answered)
+
+
+def acknowledge_early() -> None:
+    """Messages of upstream are acknowledged before their commit."""
+    settle = IntakeLoop._settle
+
+    def settled(self: IntakeLoop, link: Link, batch: list[Arrival]) -> None:
+        link.acknowledge(batch)
+        _replace(link, "acknowledge", lambda _: None)
+        try:
+            settle(self, link, batch)
+        finally:
+            del link.__dict__["acknowledge"]
+
+    _replace(IntakeLoop, "_settle", settled)
 
 
 def forget_keys() -> None:
@@ -152,6 +170,7 @@ BUGS: dict[str, Callable[[], None]] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
         acknowledge_before_commit,
+        acknowledge_early,
         forget_keys,
         reverse_lanes,
         part_effect_and_outcome,

@@ -20,10 +20,11 @@ class Canary:
     Args:
         url: The API's.
         history: Its operations are operations like others.
+        token: To begin with.
     """
 
-    def __init__(self, url: str, history: History) -> None:
-        self._client = Client(url, timeout_seconds=8)
+    def __init__(self, url: str, history: History, token: str) -> None:
+        self._client = Client(url, token, timeout_seconds=8)
         self._history = history
 
     def sings_after(self) -> float | None:

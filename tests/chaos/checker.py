@@ -3,11 +3,13 @@
 ::
 
     effects    accepted: exactly one effect, or a final refusal and none; unknown: at most one; refused: none
+               what the broker confirmed of upstream's messages: a job or a dead letter
     order      what was answered before something else was asked took effect before it (one entity), and what
                stands first in a bulk
     rest       after healing no job is open, outbox and queues are empty, the ledger agrees with itself
     finality   a final state never changes
     callbacks  each outcome that was asked for came, under one id, with one body, signed
+    calls      each success with an effect on a third party came there, under one key, with one body; no other
     staleness  nothing is read that is older than what anybody had been shown before
     privacy    no answer holds what is somebody else's, or another answer
     footprint  memory, descriptors and connections are about what they were
@@ -18,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tests.chaos.crates import SHIP
 from tests.chaos.evidence import SUBSCRIBED, Evidence, Op
 from tests.chaos.witness import Witnessed
 
@@ -66,6 +69,7 @@ def _effects(evidence: Evidence) -> Iterator[str]:
             yield from _effects_of(op, places.pop(op.nonce, []))
     for nonce in places:
         yield f"{nonce} took effect, and nobody asked for it"
+    yield from _unsettled(evidence)
     yield from _deletions(ops, deletions)
     yield from _chains(evidence.testimonies)
     yield from _conditions(ops, evidence.testimonies)
@@ -87,6 +91,15 @@ def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
         yield f"{name} was accepted and has no outcome"
     if op.state == "dead":
         yield f"{name} ended dead, and nothing was wrong with it"
+
+
+def _unsettled(evidence: Evidence) -> Iterator[str]:
+    """Messages that the broker had, and that are neither jobs nor dead letters; a wipe may take them."""
+    wipes = (one["at"] for one in evidence.lines if one["event"] == "healed" and "wipe" in one["name"])
+    wiped_at = max(wipes, default=-1)
+    for line in evidence.lines:
+        if line["event"] == "confirmed" and line["at"] > wiped_at and line["message"] not in evidence.settled:
+            yield f"operation {line['op']} was confirmed by the broker and never settled"
 
 
 def _deletions(ops: dict[int, Op], deletions: Counter[str]) -> Iterator[str]:
@@ -261,6 +274,23 @@ def _callbacks(evidence: Evidence) -> Iterator[str]:
             yield f"job {job} is {wanted.state} and was announced as {sorted({one.state for one in came})}"
 
 
+# ---- calls -----------------------------------------------------------------------------------
+
+
+def _calls(evidence: Evidence) -> Iterator[str]:
+    wanted = {f"{job}.{SHIP}" for job in evidence.shipments}
+    bodies: dict[str, set[str]] = defaultdict(set)
+    for call in evidence.calls:
+        bodies[call.key].add(call.digest)
+    for key in sorted(wanted - bodies.keys()):
+        yield f"{key} never came to the third party"
+    for key in sorted(bodies.keys() - wanted):
+        yield f"{key} came to the third party, and no success was behind it"
+    for key, sent in bodies.items():
+        if len(sent) > 1:
+            yield f"{key} came to the third party with {len(sent)} bodies"
+
+
 # ---- staleness -------------------------------------------------------------------------------
 
 
@@ -375,6 +405,7 @@ RULES: dict[str, Callable[[Evidence], Iterator[str]]] = {
     "rest": _rest,
     "finality": _finality,
     "callbacks": _callbacks,
+    "calls": _calls,
     "staleness": _staleness,
     "privacy": _privacy,
     "footprint": _footprint,

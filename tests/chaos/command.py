@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import faults
+from models.failpoints import points
+from tests.chaos import crashes, faults
 from tests.chaos.bugs import BUGS
 from tests.chaos.run import Plan, Result, run
 from tests.chaos.stopwatch import SETTLING_SECONDS
@@ -60,6 +61,12 @@ _FELLING = ("kill", "immediate", "stop", "kill-backend")
     help="The share of rounds in which two things are broken at once.",
 )
 @click.option(
+    "--failpoints",
+    type=click.IntRange(0),
+    help="Instead of all that: crash on each side of every commit, publish, acknowledgement and send, and "
+    "then at so many random pairs of them.",
+)
+@click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     help="Receives history, log and violations.  [default: a new one in the temporary directory]",
@@ -77,6 +84,7 @@ def chaos(
     reads: float,
     rounds: int | None,
     pairs: float,
+    failpoints: int | None,
     folder: Path | None,
     planted: tuple[str, ...],
 ) -> None:
@@ -95,17 +103,31 @@ def chaos(
     folder = folder or Path(tempfile.mkdtemp(prefix="waybill-chaos-"))
     signal.signal(signal.SIGTERM, _end)  # by itself it would leave the servers behind
     logging.getLogger("waybill").addHandler(logging.NullHandler())
-    schedule = faults.schedule(seed, rounds, pairs=pairs)
-    plan = Plan(time_given, seed, rate, schedule, ",".join(planted), clients=clients, reads=reads)
+    if failpoints is None:
+        schedule = faults.schedule(seed, rounds, pairs=pairs)
+        again = f"--seconds {time_given:g} --faults {rounds} --pairs {pairs:g}"
+    else:
+        time_given = 0
+        schedule = [*crashes.singles(seed), *crashes.pairs(seed, failpoints)]
+        again = f"--failpoints {failpoints}"
+    plan = Plan(
+        time_given,
+        seed,
+        rate,
+        schedule,
+        ",".join(planted),
+        clients=clients,
+        reads=reads,
+        is_hurried=failpoints is not None,
+    )
     result = run(plan, folder, lambda line: click.echo(f"chaos: {line}"))
     for line in summary(result):
         click.echo(line)
     click.echo(
-        f"history, log and violations: {folder}; again: waybill chaos --seed {seed} "
-        f"--seconds {time_given:g} --faults {rounds} --pairs {pairs:g} --rate {rate:g} --clients {clients} "
-        f"--reads {reads:g}"
+        f"history, log and violations: {folder}; again: waybill chaos --seed {seed} {again} "
+        f"--rate {rate:g} --clients {clients} --reads {reads:g}"
     )
-    if result.violations:
+    if result.violations or (failpoints is not None and result.unreached):
         raise SystemExit(1)
 
 
@@ -125,6 +147,10 @@ def summary(result: Result) -> Iterator[str]:
         times = [took for name, some in result.recoveries.items() if belongs(name) for took in some]
         if times:
             yield f"  {what}: recovered in at most {max(times):.1f} s, {len(times)} times (goal: {goal:g} s)"
+    if result.crashed or result.unreached:
+        yield f"failpoints crashed at: {len(result.crashed)} of {len(list(points()))}"
+    if result.unreached:
+        yield f"failpoints that nobody came to in time: {', '.join(result.unreached)}"
     yield f"operations: {_counted(result.outcomes)}"
     yield f"jobs: {_counted(result.states)}; at rest {result.rest_seconds:.0f} s after healing"
     yield f"changes seen by the witness: {result.changes}; callbacks: {result.callbacks}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from standardwebhooks import Webhook
 
 from tests.chaos.arena import Footprint
+from tests.chaos.crates import DEPOT
 from tests.chaos.history import Line
 from tests.chaos.witness import Witnessed
 from tests.kit.receiver import ReceivedRequest
@@ -33,6 +34,19 @@ class Arrival:
     state: str
     digest: str
     is_signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call to the third party as it came in.
+
+    Attributes:
+        key: By which it tells a repetition: job and effect.
+        digest: Of its body.
+    """
+
+    key: str
+    digest: str
 
 
 @dataclass(slots=True)
@@ -77,6 +91,9 @@ class Evidence:
         users: Ids by name.
         leftovers: What was not at rest in the end, a line each.
         ledger: What the ledger's own rules found.
+        settled: Ids of upstream's messages that became jobs, or dead letters.
+        shipments: Jobs that the third party is to be told of.
+        calls: What it was told.
         before: The footprint before the first fault.
         after: The footprint at rest.
     """
@@ -87,6 +104,9 @@ class Evidence:
     users: Mapping[str, str] = field(default_factory=dict)
     leftovers: Sequence[str] = ()
     ledger: Sequence[str] = ()
+    settled: Collection[str] = ()
+    shipments: Sequence[str] = ()
+    calls: Sequence[Call] = ()
     before: Footprint | None = None
     after: Footprint | None = None
 
@@ -126,11 +146,13 @@ def arrivals(requests: Iterable[ReceivedRequest], secrets: Mapping[str, str]) ->
     """Callbacks as the receiver has them, each verified.
 
     Args:
-        requests: Their paths are ``/<user>``.
+        requests: Their paths are ``/<user>``, but for the third party's.
         secrets: What signs, by user.
     """
     found = []
     for request in requests:
+        if _is_call(request):
+            continue
         user = request.path.strip("/")
         is_signed = user in secrets and _is_signed(request, secrets[user])
         document = json.loads(request.body)
@@ -145,6 +167,19 @@ def arrivals(requests: Iterable[ReceivedRequest], secrets: Mapping[str, str]) ->
             )
         )
     return found
+
+
+def calls(requests: Iterable[ReceivedRequest]) -> list[Call]:
+    """What the third party was told, of all that came in."""
+    return [
+        Call(one.headers.get("idempotency-key", ""), hashlib.sha256(one.body).hexdigest())
+        for one in requests
+        if _is_call(one)
+    ]
+
+
+def _is_call(request: ReceivedRequest) -> bool:
+    return request.path.startswith(f"/{DEPOT}/")
 
 
 def _is_signed(request: ReceivedRequest, secret: str) -> bool:

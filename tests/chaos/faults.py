@@ -14,6 +14,7 @@ from functools import partial
 
 import psutil
 
+from models.failpoints import points
 from tests.chaos.arena import KINDS, SERVERS, Arena
 from tests.chaos.ledger import connect
 from tests.kit.faulty_link import Mode, Weather
@@ -27,8 +28,8 @@ class Fault:
     """One that is planned.
 
     Attributes:
-        kind: What is done: ``kill``, ``wipe``, or a link's mode.
-        target: To what: a kind of process, a server, or a link.
+        kind: What is done: ``kill``, ``wipe``, ``crash``, or a link's mode.
+        target: To what: a kind of process, a server, a link, or a failpoint.
         seconds: How long it lasts; 0 of what is over at once, so that recovery counts from its begin.
         draw: A number of its own, for what is to be chosen when it comes.
     """
@@ -40,6 +41,10 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.target}"
+
+    def is_awaited(self, arena: Arena) -> bool:
+        """Whether it is a crash, armed, to whose failpoint nobody has come yet."""
+        return self.kind == CRASH and arena.is_armed(self.target)
 
     def begin(self, arena: Arena) -> Lift:
         """Break it."""
@@ -54,6 +59,9 @@ LINKS = (
     "worker-receiver",
 )
 """Consumers do not use Redis."""
+
+CRASH = "crash"
+"""Whoever next comes to a failpoint kills itself there; over once somebody has."""
 
 MODES = tuple(mode for mode in Mode if mode is not Mode.PASS)
 
@@ -72,10 +80,17 @@ CATALOGUE: tuple[tuple[str, str], ...] = (
     ("immediate", "postgres"),
     ("kill-backend", "postgres"),
     ("stop", "postgres"),
+    *((CRASH, point) for point in points()),
 )
 """All that there are: kind and target."""
 
-_GRAVE = tuple(one for one in CATALOGUE if one[0] not in MODES)
+_DECKS = (
+    tuple(one for one in CATALOGUE if one[0] not in (*MODES, CRASH)),
+    tuple(one for one in CATALOGUE if one[0] in MODES),
+    tuple(one for one in CATALOGUE if one[0] == CRASH),
+)
+_ORDER = (0, 1, 0, 1, 2)
+"""From which deck each round is drawn, again and again."""
 
 _LONG_SHARE = 0.15
 """So many last longer than most time-outs."""
@@ -89,27 +104,28 @@ def schedule(seed: int, count: int, *, pairs: float = 0.25) -> list[list[Fault]]
         count: Rounds.
         pairs: The share of rounds with two.
 
-    Half of the rounds break processes or servers, half links. Within each half nothing comes twice before
-    everything came once.
+    Of five rounds two break processes or servers, two links, and one crashes at a failpoint. Within each of
+    the three nothing comes twice before everything came once.
     """
     chance = random.Random(f"faults-{seed}")
-    decks: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    decks: list[list[tuple[str, str]]] = [[] for _ in _DECKS]
     rounds = []
     for place in range(count):
-        planned = [_drawn(decks, chance, is_grave=place % 2 == 0)]
+        which = _ORDER[place % len(_ORDER)]
+        planned = [_drawn(decks, chance, which)]
         if chance.random() < pairs:
-            second = _drawn(decks, chance, is_grave=chance.random() < 0.5)
+            second = _drawn(decks, chance, chance.choice(_ORDER))
             if second.target != planned[0].target:
                 planned.append(second)
         rounds.append(planned)
     return rounds
 
 
-def _drawn(decks: dict[bool, list[tuple[str, str]]], chance: random.Random, *, is_grave: bool) -> Fault:
-    if not decks[is_grave]:
-        decks[is_grave] = [one for one in CATALOGUE if (one in _GRAVE) == is_grave]
-        chance.shuffle(decks[is_grave])
-    kind, target = decks[is_grave].pop()
+def _drawn(decks: list[list[tuple[str, str]]], chance: random.Random, which: int) -> Fault:
+    if not decks[which]:
+        decks[which] = list(_DECKS[which])
+        chance.shuffle(decks[which])
+    kind, target = decks[which].pop()
     seconds = chance.uniform(8, 20) if chance.random() < _LONG_SHARE else chance.uniform(1, 5)
     is_over_at_once = kind == "kill-backend" or (kind in ("kill", "term") and target not in SERVERS)
     return Fault(kind, target, 0.0 if is_over_at_once else round(seconds, 2), chance.getrandbits(32))
@@ -200,6 +216,11 @@ def _wipe(arena: Arena, fault: Fault) -> Lift:
     return arena.wipe_rabbitmq
 
 
+def _crash(arena: Arena, fault: Fault) -> Lift:
+    arena.arm(fault.target)
+    return partial(arena.disarm, fault.target)
+
+
 def _nothing() -> None:
     """It is over by itself."""
 
@@ -212,6 +233,7 @@ _BEGIN: dict[str, Callable[[Arena, Fault], Lift]] = {
     "immediate": _immediate,
     "kill-backend": _kill_backend,
     "wipe": _wipe,
+    CRASH: _crash,
 }
 
 

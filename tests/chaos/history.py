@@ -9,7 +9,8 @@ lines are ``invoke`` and then at most one of
 
 An operation that is sent again under its idempotency key is the same operation. What was only looked at has
 lines of its own: ``seen`` (a job), ``read`` (an entity), ``arrived`` (a callback), ``foreign`` (an answer
-that names what its asker must not see). ``fault`` and ``healed`` say what the machine did meanwhile.
+that names what its asker must not see). ``confirmed`` says that the broker has a message. ``fault`` and
+``healed`` say what the machine did meanwhile.
 """
 
 import json

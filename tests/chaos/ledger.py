@@ -26,14 +26,21 @@ RULES = (
     Rule("final jobs that are still to be announced", "SELECT id FROM jobs WHERE announce_at IS NOT NULL"),
     Rule(
         "jobs that did not end exactly once, in the state that the ledger names",
-        f"""SELECT jobs.id, jobs.state, array_agg(event.state) FROM jobs
+        # A redriven job has ended dead before, once a generation; a dead one that is put away is told again.
+        f"""SELECT jobs.id, jobs.state, array_agg(event.state ORDER BY event.sequence) FROM jobs
         LEFT JOIN job_events event ON event.job_id = jobs.id AND event.state IN {_FINAL}
-        GROUP BY jobs.id HAVING array_agg(event.state) <> ARRAY[jobs.state]""",
+        AND NOT COALESCE(event.detail ? 'discarded', false)
+        GROUP BY jobs.id HAVING array_agg(event.state::text ORDER BY event.sequence)
+        <> array_fill('dead'::text, ARRAY[jobs.generation - 1]) || jobs.state::text""",
     ),
     Rule(
         "jobs that moved on after their end",
         f"""SELECT later.job_id FROM job_events later JOIN job_events ending
-        ON ending.job_id = later.job_id AND ending.state IN {_FINAL} AND later.sequence > ending.sequence""",
+        ON ending.job_id = later.job_id AND ending.state IN {_FINAL} AND later.sequence > ending.sequence
+        WHERE ending.state <> 'dead' OR NOT (COALESCE(later.detail ? 'discarded', false) OR EXISTS (
+            SELECT FROM job_events redrive WHERE redrive.job_id = ending.job_id
+            AND redrive.state = 'queued' AND redrive.detail ? 'generation'
+            AND redrive.sequence > ending.sequence AND redrive.sequence <= later.sequence))""",
     ),
     Rule(
         "idempotency keys that are not one job's",
@@ -52,7 +59,7 @@ RULES = (
         "SELECT id, kind, error FROM deliveries WHERE state = 'failed' AND kind <> 'reply'",
     ),
 )
-"""For a ledger whose jobs were never redriven."""
+"""For every ledger."""
 
 ENTITY_RULES = (
     Rule(
@@ -130,6 +137,20 @@ def count_jobs(database_url: str, state: str = "%") -> int:
     with connect(database_url) as connection:
         row = connection.execute("SELECT count(*) FROM jobs WHERE state LIKE %s", (state,)).fetchone()
     return int(str(row[0])) if row else 0
+
+
+def shipments(database_url: str) -> list[str]:
+    """The jobs from which a call to the third party follows."""
+    query = "SELECT id FROM jobs WHERE resource = 'crates' AND operation = 'create' AND state = 'succeeded'"
+    with connect(database_url) as connection:
+        return [str(row[0]) for row in connection.execute(query).fetchall()]
+
+
+def upstream_keys(database_url: str) -> set[str]:
+    """Ids of upstream's messages that became jobs."""
+    with connect(database_url) as connection:
+        rows = connection.execute("SELECT key FROM idempotency_keys WHERE door = 'amqp'").fetchall()
+    return {str(row[0]) for row in rows}
 
 
 def states(database_url: str) -> dict[str, int]:

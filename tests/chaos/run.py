@@ -5,19 +5,20 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from tests.chaos import faults, ledger, witness
 from tests.chaos.arena import ADMIN, PASSWORD, Arena, Footprint, running_arena
-from tests.chaos.broker import full_queues
+from tests.chaos.broker import dead_letters, full_queues
 from tests.chaos.canary import PATIENCE_SECONDS, Canary
 from tests.chaos.checker import EVERYONE, Violation, check
 from tests.chaos.crowd import Crowd
-from tests.chaos.evidence import SUBSCRIBED, Evidence, arrivals
+from tests.chaos.evidence import SUBSCRIBED, Evidence, arrivals, calls
 from tests.chaos.garden import Garden
 from tests.chaos.history import History, kept
+from tests.chaos.provoker import Provoker
 from tests.chaos.stopwatch import Pace, Stopwatch
 from tests.chaos.upstream import UpstreamSystem
 from tests.chaos.workload import User, Worker
@@ -45,6 +46,8 @@ class Plan:
         rest_seconds: What is not at rest by then never is. (Claims of the dead last 60 s, retries some more.)
         clients: HTTP clients of each user.
         reads: The share of their acts that only look.
+        is_hurried: A round is over once its crashes have come, and the next one begins without waiting for
+            recovery.
     """
 
     seconds: float
@@ -55,6 +58,7 @@ class Plan:
     rest_seconds: float = 300.0
     clients: int = 4
     reads: float = 0.3
+    is_hurried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class Result:
         pace: Of those that met no fault; None where all did.
         memory: Resident bytes by kind of process, the largest of its processes: at the first fault, at the
             highest in each quarter of the run, and at rest.
+        crashed: Failpoints at which somebody crashed, and after how many seconds; at the last time.
+        unreached: Failpoints to which nobody came in their time.
     """
 
     violations: Sequence[Violation]
@@ -84,6 +90,8 @@ class Result:
     requests: int
     pace: Pace | None
     memory: Mapping[str, Sequence[int]]
+    crashed: Mapping[str, float] = field(default_factory=dict)
+    unreached: Sequence[str] = ()
 
 
 def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
@@ -99,7 +107,7 @@ def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
     with (
         kept(folder / "history.jsonl") as history,
         WebhookReceiver() as receiver,
-        running_arena(folder / "platform.log", bugs=plan.bugs) as arena,
+        running_arena(folder / "platform.log", receiver_port=receiver.port, bugs=plan.bugs) as arena,
     ):
         receiver.will_always(_moody(random.Random(f"receiver-{plan.seed}")))
         result = Run(plan, arena, history, receiver, say).result()
@@ -131,12 +139,14 @@ class Run:
         self._leftovers: list[str] = []
         self._stopwatch = Stopwatch()
         self._footprints: list[Footprint] = []
-        arena.add_link("worker-receiver", receiver.port)
+        self._crashed: dict[str, float] = {}
+        self._unreached: list[str] = []
         self._users = _furnish(arena)
         url = f"http://127.0.0.1:{arena.api_port}"
-        self._canary = Canary(url, history)
+        self._canary = Canary(url, history, self._users[0].token)
         # Those who look at the end: not through the clients' link, which they would only wait for.
         self._lookers = [self._worker(url, user, random.Random(0)) for user in self._users]
+        self._provoker = Provoker(arena, self._lookers[1], self._users[0].token, self._users[1].id)
 
     def result(self) -> Result:
         """Do it all, and judge."""
@@ -160,6 +170,7 @@ class Run:
             self._arena.heal()
             crowd.stop()
             upstream.stop()
+        self._provoker.tidy()
         self._say("healed; waiting for rest")
         rest_seconds = self._await_rest()
         self._say(f"at rest after {rest_seconds:.0f} s; looking everything over")
@@ -171,14 +182,18 @@ class Run:
         pause = self._plan.seconds / max(len(self._plan.rounds), 1)
         began = time.monotonic()
         for place, planned in enumerate(self._plan.rounds):
-            time.sleep(max(began + place * pause - time.monotonic(), 0.3))
+            time.sleep(max(began + place * pause - time.monotonic(), 0 if self._plan.is_hurried else 0.3))
             name = " + ".join(map(str, planned))
             self._history.add("fault", name=name, seconds=[one.seconds for one in planned])
             lifts = faults.begin_all(self._arena, planned)
-            time.sleep(max(one.seconds for one in planned))
+            self._last(planned)
             for lift in lifts:
                 lift()
             self._history.add("healed", name=name)
+            if self._plan.is_hurried and place + 1 < len(self._plan.rounds):
+                self._say(f"{place + 1}/{len(self._plan.rounds)} {name}")
+                self._clear_weather(planned)
+                continue
             took = self._canary.sings_after()
             self._footprints.append(self._arena.footprint())
             self._say(
@@ -191,6 +206,29 @@ class Run:
                 for one in planned:
                     self._recoveries[str(one)].append(took)
         time.sleep(max(began + self._plan.seconds - time.monotonic(), 0))
+
+    def _last(self, planned: Sequence[faults.Fault]) -> None:
+        """Let a round last, and bring somebody to the failpoints where crashes are planned."""
+        began = time.monotonic()
+        until = began + max(one.seconds for one in planned)
+        awaited = [one for one in planned if one.kind == faults.CRASH]
+        while (left := until - time.monotonic()) > 0:
+            for one in list(awaited):
+                if one.is_awaited(self._arena):
+                    self._provoker.provoke(one.target)
+                else:
+                    awaited.remove(one)
+                    self._crashed[one.target] = time.monotonic() - began
+            if self._plan.is_hurried and not awaited:
+                break
+            time.sleep(min(0.1 if awaited else left, left))
+        self._unreached += [one.target for one in awaited]
+        self._provoker.let_go()
+
+    def _clear_weather(self, planned: Sequence[faults.Fault]) -> None:
+        """Have what other faults than crashes put off be done at once."""
+        if any(one.kind != faults.CRASH for one in planned):
+            ledger.hasten(self._arena.postgres.url)
 
     def _await_rest(self) -> float:
         """Wait until nothing is left to be done; what is then still left is put down."""
@@ -220,6 +258,9 @@ class Run:
             users={user.name: user.id for user in self._users},
             leftovers=self._leftovers,
             ledger=list(ledger.violations(url, ledger.RULES)),
+            settled=ledger.upstream_keys(url) | dead_letters(self._arena.rabbitmq.url),
+            shipments=ledger.shipments(url),
+            calls=calls(self._receiver.requests),
             before=before,
             after=after,
         )
@@ -235,6 +276,8 @@ class Run:
             requests=self._stopwatch.requests,
             pace=self._stopwatch.pace(self._history.lines),
             memory=_by_quarter([before, *self._footprints, after]),
+            crashed=self._crashed,
+            unreached=self._unreached,
         )
 
     def _worker(
@@ -262,20 +305,19 @@ def _by_quarter(footprints: Sequence[Footprint]) -> dict[str, list[int]]:
 def _furnish(arena: Arena) -> list[User]:
     """The users, each with a callback endpoint; and the admin, who may see every job and has none."""
     admin = Client(f"http://127.0.0.1:{arena.api_port}")
-    admin.log_in(ADMIN, PASSWORD)
-    found = [User(EVERYONE, ADMIN, PASSWORD, "", "", "")]
+    found = [User(EVERYONE, ADMIN, PASSWORD, "", "", "", admin.log_in(ADMIN, PASSWORD))]
     for name in _USERS:
         email = f"{name}@example.org"
         made = admin.outcome("POST", "users", {"email": email, "password": PASSWORD, "role": "user"})
         assert made.status == 201, made.body
         client = Client(admin.url)
-        client.log_in(email, PASSWORD)
+        token = client.log_in(email, PASSWORD)
         url = f"http://127.0.0.1:{arena.links['worker-receiver'].port}/{name}"
         wanted = [f"job.{state}" for state in sorted(SUBSCRIBED)]
         endpoint = client.call("POST", "callback-endpoints", {"url": url, "events": wanted})
         assert endpoint.status == 201, endpoint.body
         found.append(
-            User(name, email, PASSWORD, made.json["id"], endpoint.json["id"], endpoint.json["secret"])
+            User(name, email, PASSWORD, made.json["id"], endpoint.json["id"], endpoint.json["secret"], token)
         )
     return found
 

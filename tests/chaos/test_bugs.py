@@ -13,6 +13,7 @@ from tests.kit.servers import require
 
 MARKS = {
     "acknowledge-before-commit": "is answered 404",
+    "acknowledge-early": "was confirmed by the broker",
     "forget-keys": "two jobs under one key",
     "reverse-lanes": "stands behind",
     "part-effect-and-outcome": "versions by 0 operations",
@@ -35,7 +36,16 @@ TOGETHER = [name for name in MARKS if name != "disable-sweep"]
     ("names", "planned", "rest_seconds"),
     [
         # A reply that is lost makes a client send again, and a worker its callback.
-        (TOGETHER, [Fault("swallow", "client-api", 3, 7), Fault("truncate", "worker-receiver", 4, 1)], 40),
+        # Who crashes before its commit has lost what it acknowledged early.
+        (
+            TOGETHER,
+            [
+                Fault("swallow", "client-api", 3, 7),
+                Fault("truncate", "worker-receiver", 4, 1),
+                Fault("crash", "before-take-in", 4, 1),
+            ],
+            40,
+        ),
         (["disable-sweep"], [Fault("wipe", "rabbitmq", 2, 7)], 12),
     ],
     ids=["together", "disable-sweep"],

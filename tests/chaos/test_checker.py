@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.arena import Footprint
 from tests.chaos.checker import RULES, check
-from tests.chaos.evidence import Arrival, Evidence
+from tests.chaos.evidence import Arrival, Call, Evidence
 from tests.chaos.history import Line
 from tests.chaos.witness import Witnessed
 
@@ -45,6 +45,7 @@ def sound() -> Evidence:
         seen(3.2, 8, operation="delete"),
         {"at": 3.4, "since": 3.3, "event": "read", "user": "ada", "entity": ENTITY, "status": 404},
     ]
+    lines.append({"at": 3.5, "event": "confirmed", "op": 9, "message": "m-9"})
     testimonies = [
         Witnessed(1, ENTITY, "insert", ("n-1",), None, 1, "t1"),
         Witnessed(2, ENTITY, "update", ("n-2",), 1, 2, "t2"),
@@ -57,7 +58,17 @@ def sound() -> Evidence:
         Arrival("ada", "j-2", "msg-2", "succeeded", "d2", is_signed=True),
         Arrival("ada", "j-6", "msg-6", "cancelled", "d6", is_signed=True),
     ]
-    return Evidence(lines, testimonies, arrivals, {"ada": "u-ada", "bob": "u-bob"}, before=FEET, after=FEET)
+    return Evidence(
+        lines,
+        testimonies,
+        arrivals,
+        {"ada": "u-ada", "bob": "u-bob"},
+        settled={"m-9"},
+        shipments=["j-20", "j-21"],
+        calls=[Call("j-20.ship", "d20"), Call("j-21.ship", "d21"), Call("j-21.ship", "d21")],
+        before=FEET,
+        after=FEET,
+    )
 
 
 def invoke(
@@ -287,6 +298,26 @@ PLANTED: dict[str, tuple[Evidence, str, str]] = {
         "callbacks",
         "nobody had asked",
     ),
+    "message lost": (
+        replace(sound(), settled={"m-8"}),
+        "effects",
+        "operation 9 was confirmed by the broker and never settled",
+    ),
+    "third party not told": (
+        replace(sound(), calls=sound().calls[1:]),
+        "calls",
+        "j-20.ship never came",
+    ),
+    "third party told of nothing": (
+        replace(sound(), shipments=["j-20"]),
+        "calls",
+        "j-21.ship came to the third party, and no success",
+    ),
+    "third party told otherwise": (
+        replace(sound(), calls=[*sound().calls, Call("j-20.ship", "other")]),
+        "calls",
+        "with 2 bodies",
+    ),
     "stale read": (
         with_lines(read(1.0, version=2, nonces=["n-1"])),
         "staleness",
@@ -377,6 +408,16 @@ def test_old_reads_are_excused_only_while_workers_do_not_reach_redis(
     )
 
     assert any(one.rule == "staleness" for one in check(evidence)) is not is_excused
+
+
+def test_a_wipe_may_take_what_was_confirmed_before_it() -> None:
+    wiped = [{"at": 3.4, "event": "fault", "name": "wipe rabbitmq"}, _healed_at(3.6)]
+
+    assert check(replace(sound(), settled=(), lines=[*sound().lines, *wiped])) == []
+
+
+def _healed_at(at: float) -> Line:
+    return {"at": at, "event": "healed", "name": "wipe rabbitmq"}
 
 
 @pytest.mark.parametrize("bug", PLANTED)

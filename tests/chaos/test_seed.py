@@ -47,6 +47,25 @@ def ledger(database_url: str) -> Iterator[Platform]:
         yield platform
 
 
+def test_checker_lets_a_redriven_job_end_once_a_generation(ledger: Platform) -> None:
+    ledger.end_everything()
+    ledger.rows("DELETE FROM entities")
+    ledger.rows("DELETE FROM idempotency_keys")
+    ledger.made(ledger.create(str(new_id())))
+    ledger.rows("UPDATE jobs SET generation = 2")
+    ledger.rows(
+        "INSERT INTO job_events (sequence, job_id, state, at, detail) "
+        """SELECT -2, id, 'dead', now(), CAST('{"generation": 1}' AS jsonb) FROM jobs UNION ALL """
+        """SELECT -1, id, 'queued', now(), CAST('{"generation": 2}' AS jsonb) FROM jobs"""
+    )
+    ledger.rows(
+        "INSERT INTO deliveries (id, kind, sequences, state) "
+        "VALUES (gen_random_uuid(), 'events', '{-2}', 'delivered')"
+    )
+
+    assert list(ledger_check.violations(ledger.settings.database_url)) == []
+
+
 @pytest.mark.parametrize(
     ("damage", "rule"),
     [
@@ -58,6 +77,12 @@ def ledger(database_url: str) -> Iterator[Platform]:
             "did not end exactly once",
         ),
         ("DELETE FROM job_events WHERE state = 'succeeded'", "did not end exactly once"),
+        ("UPDATE jobs SET generation = 2", "did not end exactly once"),
+        (
+            "INSERT INTO job_events (sequence, job_id, state, at, detail) "
+            "SELECT nextval('job_sequence'), id, 'queued', now(), '{\"generation\": 2}' FROM jobs",
+            "moved on after their end",
+        ),
         (
             "INSERT INTO job_events (sequence, job_id, state, at) "
             "SELECT nextval('job_sequence'), id, 'queued', now() FROM jobs",

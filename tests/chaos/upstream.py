@@ -22,6 +22,7 @@ class UpstreamSystem:
 
     A confirmed message may still be lost while the broker is wiped: the platform answers for it only once it
     has acknowledged it. So an operation is ``ok`` when a reply names its job, and ``unknown`` without one.
+    What the broker confirmed is ``confirmed``: it must have been taken in, or refused, unless that is wiped.
 
     Args:
         url: The broker's.
@@ -98,6 +99,7 @@ class UpstreamSystem:
         headers = {"resource-id": plot.entity}
         for _ in range(2 if self._chance.random() < 0.1 else 1):  # a repeated message is the same job
             upstream.publish(f"entities.{kind}", body, headers=headers, message_id=message_id)
+        self._history.add("confirmed", op=op, message=message_id)
 
     def _take_replies(self, upstream: Upstream) -> None:
         while True:

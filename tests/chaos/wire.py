@@ -29,6 +29,7 @@ class Wire:
         history: Whose clock counts.
         chance: Seeded.
         stopwatch: Times requests that do not wait on purpose.
+        token: To begin with: a busy machine would hash passwords for longer than a client waits.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Wire:
         history: History,
         chance: random.Random,
         stopwatch: Stopwatch | None = None,
+        token: str = "",
     ) -> None:
-        self._client = Client(url, timeout_seconds=ANSWER_SECONDS)
+        self._client = Client(url, token, timeout_seconds=ANSWER_SECONDS)
         self._email = email
         self._password = password
         self._history = history

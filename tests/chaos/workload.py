@@ -30,6 +30,7 @@ class User:
     Attributes:
         endpoint: Their callback endpoint.
         secret: What signs its callbacks.
+        token: To begin with.
     """
 
     name: str
@@ -38,6 +39,7 @@ class User:
     id: str
     endpoint: str
     secret: str
+    token: str
 
 
 class Worker:
@@ -65,7 +67,7 @@ class Worker:
         stopwatch: Stopwatch | None = None,
         reads: float = 0.3,
     ) -> None:
-        self._wire = Wire(url, user.email, user.password, history, chance, stopwatch)
+        self._wire = Wire(url, user.email, user.password, history, chance, stopwatch, user.token)
         self._user = user
         self._others = others
         self._history = history

@@ -59,13 +59,13 @@ def _rename(platform: Platform, delivery: UUID, by: timedelta) -> None:
 
 def many_finished(platform: Platform, count: int, ago: timedelta = timedelta(days=40)) -> None:
     """So many jobs that ended, a second apart, before that; each with two events, a callback and a key."""
-    platform.rows(_MANY, ada=platform.ada.id, count=count, ago=ago)
+    platform.rows(MANY, ada=platform.ada.id, count=count, ago=ago)
 
 
 _ID_AT = """CAST(lpad(to_hex(CAST(extract(epoch FROM at) * 1000 AS bigint)), 12, '0') || '7000' || {kind}
     || lpad(to_hex(n), 12, '0') AS uuid)"""
 
-_MANY = f"""
+MANY = f"""
 WITH numbers AS (
     SELECT nextval('job_sequence') AS n, now() - :ago - s * interval '1 second' AS at
     FROM generate_series(1, :count) AS s
@@ -88,3 +88,4 @@ WITH numbers AS (
 INSERT INTO idempotency_keys (principal_id, door, key, fingerprint, job_id)
 SELECT :ada, 'http', id, '', id FROM made
 """
+"""Takes ``ada`` (a principal's id), ``count`` and ``ago``."""

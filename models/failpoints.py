@@ -1,0 +1,120 @@
+"""Failpoints: the steps at whose sides tests have a process kill itself. Who arms them: ``tests/chaos``.
+
+Compiled in only where ``WAYBILL_TEST_FAILPOINTS`` names a folder when this module is imported; it is a
+variable of the tests, no setting. Everywhere else :func:`before` and :func:`after` are empty functions. With
+it, a process that comes to a point whose file stands in that folder takes the file away (by renaming, so one
+process only) and kills itself with SIGKILL: no ``finally``, no farewell, as in a power cut.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+VARIABLE = "WAYBILL_TEST_FAILPOINTS"
+_FOLDER = os.environ.get(VARIABLE, "")
+
+
+class Step(StrEnum):
+    """Everything that is done for good: each commit, publish, acknowledgement, send and word to the cache."""
+
+    # Commits of what was asked. See :meth:`models.database.Database.transaction`.
+    ACCEPT = "accept"
+    CANCEL = "cancel"
+    REDRIVE = "redrive"
+    DISCARD = "discard"
+    SESSION = "session"
+    """Log-ins that succeeded or failed, renewals, log-outs."""
+    ADMINISTER = "administer"
+    """What a person asks and is told in one go: endpoints, resends, second factors, refusals in the audit."""
+
+    # Commits of applying.
+    APPLY = "apply"
+    APPLY_ALONE = "apply-alone"
+    CRASH_ATTEMPT = "crash-attempt"
+    VERDICT = "verdict"
+    WITNESS = "witness"
+
+    # Commits of the sweep and of retention.
+    WAKE = "wake"
+    """Of scheduled jobs; and the end of expired ones."""
+    CLAIM_JOBS = "claim-jobs"
+    CLAIM_DELIVERIES = "claim-deliveries"
+    PRUNE = "prune"
+
+    # Commits of delivering.
+    CLAIM = "claim"
+    CLAIM_DIRECTLY = "claim-directly"
+    """While the broker is away."""
+    EXTEND = "extend"
+    """The claim, just before a send; or the finding that nothing is to be sent."""
+    SETTLE_SEND = "settle-send"
+    SETTLE_PUBLISH = "settle-publish"
+    PUT_OFF = "put-off"
+    GIVE_UP = "give-up"
+
+    KEEP_DEAD_MESSAGE = "keep-dead-message"
+
+    # Messages: after each the broker has confirmed it (``ANSWER_UPSTREAM`` goes at best effort).
+    ANNOUNCE_JOBS = "announce-jobs"
+    ANNOUNCE_DELIVERIES = "announce-deliveries"
+    REANNOUNCE_JOBS = "reannounce-jobs"
+    REANNOUNCE_DELIVERIES = "reannounce-deliveries"
+    PUBLISH_REPLY = "publish-reply"
+    PUBLISH_EVENT = "publish-event"
+    DEAD_LETTER = "dead-letter"
+    ANSWER_UPSTREAM = "answer-upstream"
+
+    # Acknowledgements; and what of upstream's messages comes before all that.
+    TAKE_IN = "take-in"
+    """Of a batch of upstream's messages; its commit is an ``ACCEPT``."""
+    ACKNOWLEDGE_UPSTREAM = "acknowledge-upstream"
+    ACKNOWLEDGE_DEAD_MESSAGES = "acknowledge-dead-messages"
+    ACKNOWLEDGE_TASK = "acknowledge-task"
+
+    # Over HTTP: after each the answer is known, and not yet settled.
+    SEND_CALLBACK = "send-callback"
+    SEND_EFFECT = "send-effect"
+
+    # The cache: the mark is the last word before the commit, settling the first after it.
+    MARK_CACHE = "mark-cache"
+    SETTLE_CACHE = "settle-cache"
+
+
+def points() -> Iterator[str]:
+    """The name of every failpoint: that of its file."""
+    for step in Step:
+        yield f"before-{step}"
+        yield f"after-{step}"
+
+
+IS_COMPILED_IN = bool(_FOLDER)
+
+if IS_COMPILED_IN:
+
+    def before(step: Step | None) -> None:
+        """Come to the point before ``step``; None: to none."""
+        if step is not None:
+            _reach(f"before-{Step(step)}")
+
+    def after(step: Step | None) -> None:
+        """Come to the point after ``step``; None: to none."""
+        if step is not None:
+            _reach(f"after-{Step(step)}")
+
+else:
+
+    def before(step: Step | None) -> None:
+        """Nothing: no failpoints are compiled in."""
+
+    def after(step: Step | None) -> None:
+        """Nothing: no failpoints are compiled in."""
+
+
+def _reach(point: str) -> None:
+    armed = Path(_FOLDER) / point
+    with suppress(FileNotFoundError):
+        armed.rename(armed.with_name(f"{point}.{os.getpid()}"))
+        os.kill(os.getpid(), signal.SIGKILL)

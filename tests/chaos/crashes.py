@@ -1,0 +1,68 @@
+"""Crashes as rounds of faults: at each failpoint alone, and at seeded pairs. Crashes nobody itself."""
+
+import random
+from collections.abc import Sequence
+
+from models.failpoints import Step, points
+from tests.chaos.faults import CRASH, Fault
+
+LONGEST_SECONDS = 90.0
+"""A point to which nobody comes within that time is one that nobody comes to. Generous, for busy machines."""
+
+WHO: tuple[tuple[Step, ...], ...] = (
+    # the worker of deliveries; it takes longest to come back, so the others are set between
+    (
+        *(Step.CLAIM, Step.EXTEND, Step.SEND_CALLBACK, Step.SETTLE_SEND, Step.SEND_EFFECT),
+        *(Step.PUBLISH_REPLY, Step.PUBLISH_EVENT, Step.SETTLE_PUBLISH, Step.GIVE_UP, Step.PUT_OFF),
+    ),
+    # the API
+    (Step.ACCEPT, Step.ANNOUNCE_JOBS, Step.CANCEL, Step.REDRIVE, Step.SESSION, Step.ADMINISTER),
+    # a pool process
+    (
+        *(Step.APPLY, Step.MARK_CACHE, Step.SETTLE_CACHE, Step.VERDICT, Step.ANNOUNCE_DELIVERIES),
+        *(Step.CRASH_ATTEMPT, Step.APPLY_ALONE),
+    ),
+    # a worker's main process
+    (
+        *(Step.WAKE, Step.CLAIM_JOBS, Step.REANNOUNCE_JOBS, Step.CLAIM_DELIVERIES),
+        *(Step.REANNOUNCE_DELIVERIES, Step.ACKNOWLEDGE_TASK, Step.WITNESS, Step.CLAIM_DIRECTLY),
+    ),
+    # the consumer
+    (
+        *(Step.TAKE_IN, Step.ACKNOWLEDGE_UPSTREAM, Step.ANSWER_UPSTREAM, Step.DEAD_LETTER),
+        *(Step.KEEP_DEAD_MESSAGE, Step.ACKNOWLEDGE_DEAD_MESSAGES),
+    ),
+    # a command
+    (Step.DISCARD, Step.PRUNE),
+)
+"""Every step, by who mostly takes it."""
+
+_BESIDE = {
+    Step.PUT_OFF: ("reset", "worker-receiver"),
+    Step.CLAIM_DIRECTLY: ("reset", "worker-rabbitmq"),
+}
+"""What else must be broken, that anybody comes by."""
+
+
+def singles(seed: int) -> list[list[Fault]]:
+    """A round for every failpoint, so that successive ones mostly meet different processes."""
+    placed = [
+        ((place + share) / len(steps), who, f"{side}-{step}")
+        for who, steps in enumerate(WHO)
+        for place, step in enumerate(steps)
+        for side, share in (("before", 0.25), ("after", 0.75))
+    ]
+    return [_round([point], seed) for _, _, point in sorted(placed)]
+
+
+def pairs(seed: int, count: int) -> list[list[Fault]]:
+    """Rounds of two failpoints at once; the same for the same seed."""
+    chance = random.Random(f"pairs-{seed}")
+    names = sorted(points())
+    return [_round(chance.sample(names, 2), seed + place) for place in range(count)]
+
+
+def _round(names: Sequence[str], draw: int) -> list[Fault]:
+    beside = (_BESIDE.get(Step(name.partition("-")[2])) for name in names)
+    wanted = [*((CRASH, name) for name in names), *(one for one in beside if one is not None)]
+    return [Fault(kind, target, LONGEST_SECONDS, draw) for kind, target in dict.fromkeys(wanted)]
