@@ -48,7 +48,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAYBILL_", extra="ignore", frozen=True)
 
     database_url: str = Field("", description="postgresql://user:password@host:port/database")
-    broker_url: str = Field("", description="amqp://user:password@host:port/vhost, or memory://")
+    broker_url: str = Field(
+        "", description="amqp://user:password@host:port/vhost, or memory://; a cluster's nodes separated by ;"
+    )
     redis_url: str = Field("", description="redis://host:port/0; empty: no cache, limits per process")
     broker_api_url: str = Field("", description="RabbitMQ's management API, for Flower")
     data_dir: Path = Field(Path(".waybill"), description="where servers, keys and run files are kept")
@@ -128,10 +130,15 @@ class Settings(BaseSettings):
 
     @field_validator("broker_url")
     @classmethod
-    def _amqp_scheme(cls, url: str) -> str:
-        if url and not url.startswith(("amqp://", "amqps://", "pyamqp://", MEMORY)):
-            raise ValueError("must begin with amqp:// or amqps://, or be memory://")
-        return url
+    def _amqp_schemes(cls, text: str) -> str:
+        if text.startswith(MEMORY) and ";" not in text:
+            return text
+        urls = [url.strip() for url in text.split(";") if url.strip()]
+        if not all(url.startswith(("amqp://", "amqps://", "pyamqp://")) for url in urls):
+            raise ValueError("must begin with amqp:// or amqps://, each of several too, or be memory://")
+        if len({url.partition("://")[2].partition("/")[2].strip("/") for url in urls}) > 1:
+            raise ValueError("several are the nodes of one cluster: they must name the same virtual host")
+        return ";".join(urls)
 
     @field_validator("redis_url")
     @classmethod
@@ -174,6 +181,11 @@ class Settings(BaseSettings):
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+    @property
+    def broker_urls(self) -> tuple[str, ...]:
+        """The broker's nodes, one URL each."""
+        return tuple(url for url in self.broker_url.split(";") if url)
 
     @property
     def has_broker(self) -> bool:
