@@ -22,6 +22,7 @@ from deploy.greeting import masked
 from deploy.readiness import ask_ready, http_url
 from deploy.supervisor import KINDS
 from models.container import Container
+from models.database_hosts import has_several_hosts, server_of
 from models.errors import BrokerUnavailable, ConfigurationError, Transient
 from models.migrate import is_current
 from models.settings import Settings
@@ -110,13 +111,14 @@ def _database(settings: Settings) -> Finding:
     try:
         with psycopg.connect(url, connect_timeout=5) as connection:
             version = connection.info.server_version // 10_000
+            at = f" at {server_of(connection)}" if has_several_hosts(url) else ""
     except psycopg.Error as error:
         return Finding(
             "database", False, f"{shown}: {_one_line(error)}", f"check WAYBILL_DATABASE_URL, or {_START}"
         )
     is_new_enough = version >= _LEAST_POSTGRES
     remedy = "" if is_new_enough else f"upgrade it to PostgreSQL {_LEAST_POSTGRES} or newer"
-    return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}", remedy)
+    return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}{at}", remedy)
 
 
 def _schema(settings: Settings) -> Finding:

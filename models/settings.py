@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from models.database_hosts import has_several_hosts, hosts_of
 from models.errors import ConfigurationError
 from models.quotas import parse_quotas
 
@@ -194,6 +195,9 @@ class Settings(BaseSettings):
 
 
 def _checked(url: str) -> str:
+    if has_several_hosts(url):
+        hosts_of(url)
+        return url
     try:
         port = make_url(url).port
     except (ArgumentError, ValueError):
