@@ -29,6 +29,8 @@ from deploy.supervisor import Supervisor
 from models.settings import Settings
 from tests.chaos import witness
 from tests.kit.faulty_link import FaultyLink
+from tests.kit.rabbitmq_cluster import RabbitMQCluster
+from tests.kit.replicated_postgres import ReplicatedPostgres
 from tests.kit.servers import temporary_data_directory
 from tests.kit.waiting import wait_until
 
@@ -75,8 +77,8 @@ class Arena:
     def __init__(self, directory: DataDirectory, output: Path, *, bugs: str = "") -> None:
         self.directory = directory
         self._bugs = bugs
-        self.postgres = PostgresServer(directory)
-        self.rabbitmq = RabbitMQServer(directory)
+        self.postgres: PostgresServer | ReplicatedPostgres = PostgresServer(directory)
+        self.rabbitmq: RabbitMQServer | RabbitMQCluster = RabbitMQServer(directory)
         self.redis = RedisServer(directory)
         self.links: dict[str, FaultyLink] = {}
         self.api_port = free_port()
@@ -99,14 +101,9 @@ class Arena:
         settings = self._settings()
         schema.prepare(settings)
         witness.install(self.postgres.url)
-        targets = {
-            "postgres": self.postgres.port,
-            "rabbitmq": self.rabbitmq.port,
-            "redis": self.redis.port,
-        }
-        for kind in KINDS:
-            for server_name, port in targets.items():
-                self.add_link(f"{kind}-{server_name}", port)
+        for name, port in self._targets().items():
+            for kind in KINDS:
+                self.add_link(f"{kind}-{name}", port)
         self.add_link("client-api", self.api_port)
         self.directory.empty_metrics()
         self._children = [self._child(spec, settings) for spec in children.FULL if spec.name != "flower"]
@@ -207,6 +204,14 @@ class Arena:
 
     # ---- inside ------------------------------------------------------------------------
 
+    def _targets(self) -> dict[str, int]:
+        """Ports of servers, by the second half of the name of their links."""
+        return {"postgres": self.postgres.port, "rabbitmq": self.rabbitmq.port, "redis": self.redis.port}
+
+    def _linked(self, kind: str, name: str, url: str) -> str:
+        """A server's URL, for processes of this kind."""
+        return through(url, self.links[f"{kind}-{name}"].port)
+
     def _settings(self) -> Settings:
         return Settings(
             _env_file=None,
@@ -229,7 +234,7 @@ class Arena:
         for name in SERVERS:
             variable = {"postgres": "DATABASE", "rabbitmq": "BROKER", "redis": "REDIS"}[name]
             url = environment[f"WAYBILL_{variable}_URL"]
-            environment[f"WAYBILL_{variable}_URL"] = _through(url, self.links[f"{kind}-{name}"].port)
+            environment[f"WAYBILL_{variable}_URL"] = self._linked(kind, name, url)
         environment |= {
             "PYTHONPATH": str(CHECKOUT),
             "WAYBILL_CALLBACK_ALLOW_PRIVATE": "1",
@@ -261,10 +266,10 @@ class _QuietChild(Child):
 
 
 @contextmanager
-def running_arena(output: Path, *, bugs: str = "") -> Iterator[Arena]:
+def running_arena(output: Path, *, bugs: str = "", kind: type[Arena] = Arena) -> Iterator[Arena]:
     """An arena for the length of a block; nothing is left of it."""
     with temporary_data_directory() as directory:
-        arena = Arena(directory, output, bugs=bugs)
+        arena = kind(directory, output, bugs=bugs)
         try:
             arena.start()
             yield arena
@@ -272,7 +277,7 @@ def running_arena(output: Path, *, bugs: str = "") -> Iterator[Arena]:
             arena.stop()
 
 
-def _through(url: str, port: int) -> str:
+def through(url: str, port: int) -> str:
     """The same server, by another port."""
     parts = urlsplit(url)
     host = f"{parts.username or ''}:{parts.password}@127.0.0.1:{port}"

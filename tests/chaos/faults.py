@@ -14,6 +14,7 @@ from functools import partial
 
 import psutil
 
+from tests.chaos import failover
 from tests.chaos.arena import KINDS, SERVERS, Arena
 from tests.chaos.ledger import connect
 from tests.kit.faulty_link import Mode, Weather
@@ -212,6 +213,7 @@ _BEGIN: dict[str, Callable[[Arena, Fault], Lift]] = {
     "immediate": _immediate,
     "kill-backend": _kill_backend,
     "wipe": _wipe,
+    **failover.BEGIN,
 }
 
 

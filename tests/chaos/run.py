@@ -45,6 +45,7 @@ class Plan:
         rest_seconds: What is not at rest by then never is. (Claims of the dead last 60 s, retries some more.)
         clients: HTTP clients of each user.
         reads: The share of their acts that only look.
+        arena: Where.
     """
 
     seconds: float
@@ -55,6 +56,7 @@ class Plan:
     rest_seconds: float = 300.0
     clients: int = 4
     reads: float = 0.3
+    arena: type[Arena] = Arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
     with (
         kept(folder / "history.jsonl") as history,
         WebhookReceiver() as receiver,
-        running_arena(folder / "platform.log", bugs=plan.bugs) as arena,
+        running_arena(folder / "platform.log", bugs=plan.bugs, kind=plan.arena) as arena,
     ):
         receiver.will_always(_moody(random.Random(f"receiver-{plan.seed}")))
         result = Run(plan, arena, history, receiver, say).result()
