@@ -15,12 +15,14 @@ from kombu import Connection
 
 from deploy.broker.inspection import APPLY, has_accounts, inspect, vhost_of
 from deploy.broker.management import Management
+from deploy.broker.membership import membership
 from deploy.broker.policy import SHIPPED, load_policy
 from deploy.data_directory import DataDirectory
 from deploy.greeting import masked
 from deploy.readiness import ask_ready, http_url
 from deploy.supervisor import KINDS
 from models.container import Container
+from models.database_hosts import has_several_hosts, server_of
 from models.errors import BrokerUnavailable, ConfigurationError, Transient
 from models.index_building import invalid_indexes
 from models.schema_fitness import pending, why_unfit
@@ -57,9 +59,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _processes(directory)
     yield _database(settings)
     yield from _schema(settings)
-    yield _broker(settings)
+    yield from _broker(settings)
     yield _queues(settings)
     yield _broker_api(settings)
+    yield from _members(settings)
     yield from broker_users(settings)
     yield _cache(settings)
     yield _api(settings)
@@ -109,13 +112,14 @@ def _database(settings: Settings) -> Finding:
     try:
         with psycopg.connect(url, connect_timeout=5) as connection:
             version = connection.info.server_version // 10_000
+            at = f" at {server_of(connection)}" if has_several_hosts(url) else ""
     except psycopg.Error as error:
         return Finding(
             "database", False, f"{shown}: {_one_line(error)}", f"check WAYBILL_DATABASE_URL, or {_START}"
         )
     is_new_enough = version >= _LEAST_POSTGRES
     remedy = "" if is_new_enough else f"upgrade it to PostgreSQL {_LEAST_POSTGRES} or newer"
-    return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}", remedy)
+    return Finding("database", is_new_enough, f"{shown}, PostgreSQL {version}{at}", remedy)
 
 
 def _schema(settings: Settings) -> Iterator[Finding]:
@@ -153,12 +157,19 @@ def _queues(settings: Settings) -> Finding:
     return Finding("queues", False, missing, f"{_START} --full, or start waybill worker")
 
 
-def _broker(settings: Settings) -> Finding:
+def _broker(settings: Settings) -> Iterator[Finding]:
+    """Each of its nodes: the platform goes on without some, the operator should not."""
     if not settings.has_broker:
-        return Finding("broker", True, "memory:// (embedded; deploy/up --full starts RabbitMQ)")
-    shown = masked(settings.broker_url)
+        yield Finding("broker", True, "memory:// (embedded; deploy/up --full starts RabbitMQ)")
+        return
+    for url in settings.broker_urls:
+        yield _broker_node(url)
+
+
+def _broker_node(url: str) -> Finding:
+    shown = masked(url)
     try:
-        with Connection(settings.broker_url, connect_timeout=5) as connection:
+        with Connection(url, connect_timeout=5) as connection:
             connection.connect()
             properties = getattr(connection.connection, "server_properties", {})
     except (OSError, AMQPError) as error:
@@ -174,6 +185,21 @@ def _broker_api(settings: Settings) -> Finding:
     if not settings.broker_api_url:
         return Finding("broker-api", True, "not used (Flower shows no queue lengths without it)")
     return _http("broker-api", settings.broker_api_url, "overview", "check WAYBILL_BROKER_API_URL")
+
+
+def _members(settings: Settings) -> Iterator[Finding]:
+    """Whether a cluster keeps every queue on as many nodes as it takes to outlive one."""
+    if not (settings.has_broker and settings.broker_api_url):
+        return
+    try:
+        found = membership(Management(settings.broker_api_url), vhost_of(settings.broker_url))
+    except (BrokerUnavailable, ConfigurationError):
+        return  # told of the management API itself
+    for queue, members in found.thin.items():
+        detail = f"{queue} has members on {members} of {found.nodes} nodes"
+        yield Finding("members", False, detail, f"rabbitmq-queues grow NODE all --queue-pattern '^{queue}$'")
+    if found.nodes > 1 and not found.thin:
+        yield Finding("members", True, f"every queue survives any one of {found.nodes} nodes")
 
 
 def broker_users(settings: Settings, policy_file: Path = SHIPPED, *, must: bool = False) -> Iterator[Finding]:

@@ -12,8 +12,8 @@ _PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)")
 
 
 def masked(url: str) -> str:
-    """The URL without its password."""
-    return _PASSWORD.sub("***", url, count=1)
+    """The URL, or several, without passwords."""
+    return _PASSWORD.sub("***", url)
 
 
 def server_line(server: Server) -> str:

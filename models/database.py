@@ -10,10 +10,12 @@ from typing import Any
 import orjson
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from models import failpoints
 from models.breaker import Phase
+from models.database_hosts import has_several_hosts, hosts_of, server_of
 from models.database_watch import CONNECT_SECONDS, DatabaseWatch, Line
 from models.errors import Conflict, Contention, DatabaseUnavailable
 from models.failpoints import Step
@@ -23,6 +25,8 @@ from models.tables import SCHEMA
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "57014", "25P03", "25P04"})
 """Serialization failure, deadlock, lock not available, and the time-outs that keep lanes from being held."""
 
+_READ_ONLY = "25006"
+"""The server takes no writes, as a standby before its promotion."""
 
 LAST_ADMIN = "WB001"
 """Raised by the database's own rule that an admin is left."""
@@ -58,7 +62,8 @@ class Database:
             "idle_in_transaction_session_timeout": 60_000,
         }
         self.url = url
-        self._connect_arguments: dict[str, Any] = {
+        engine_url, hosts = _for_engine(url)
+        self._connect_arguments: dict[str, Any] = hosts | {
             "application_name": application_name,
             "connect_timeout": CONNECT_SECONDS,
             "keepalives": 1,
@@ -69,7 +74,7 @@ class Database:
             "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
         }
         self._engine: Engine = create_engine(
-            url,
+            engine_url,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
@@ -82,6 +87,7 @@ class Database:
         event.listen(self._engine, "do_connect", self._connect)
         event.listen(self._engine, "connect", self._note_line)
         event.listen(self._engine, "checkin", _note_time)
+        event.listen(self._engine, "handle_error", _leave_standby)
         event.listen(self._engine, "checkout", self._note_use)
         event.listen(self._engine, "checkout", self._ping_if_doubted)
         for ending in ("close", "close_detached", "detach"):
@@ -172,9 +178,10 @@ class Database:
         self._watch.opened(connection)
         return connection
 
-    def _probe(self) -> None:
+    def _probe(self) -> str:
         arguments, parameters = self._engine.dialect.create_connect_args(self._engine.url)
-        psycopg.connect(*arguments, **{**parameters, **self._connect_arguments}).close()
+        with psycopg.connect(*arguments, **{**parameters, **self._connect_arguments}) as connection:
+            return server_of(connection)
 
     def _note_line(self, connection: Any, record: ConnectionPoolEntry) -> None:
         record.info["line"] = self._watch.line_of(connection)
@@ -231,6 +238,17 @@ def _is_at_stake(connection: Connection) -> bool:
     """Whether the transaction has written anything: without, a crash at its commit would show nothing."""
     found = connection.execute(text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL"))
     return bool(found.scalar_one())
+
+
+def _for_engine(url: str) -> tuple[str, dict[str, Any]]:
+    """The URL as SQLAlchemy takes it, and what goes to libpq past it: it reads no list of hosts."""
+    return ("postgresql+psycopg://", hosts_of(url)) if has_several_hosts(url) else (url, {})
+
+
+def _leave_standby(context: ExceptionContext) -> None:
+    """Take a server that only reads, as a standby before its promotion does, for a lost connection."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 @contextmanager

@@ -15,7 +15,8 @@ request is the probe: whoever had it would wait for a time-out.
 A server that refuses says so at once. One that is silent (frozen, or cut off) does not: whatever waits for
 its answer would wait for as long as the kernel keeps the connection. So where nothing has been heard for
 a moment while somebody waits, the watch probes; where the probe is not answered either, it shuts the
-sockets of those that wait. What is merely slow is left alone: the probe is answered.
+sockets of those that wait. What is merely slow is left alone: the probe is answered. Where it is answered by
+another server than theirs, a standby was promoted: those that wait on the old one are let go too.
 """
 
 import logging
@@ -30,6 +31,7 @@ from contextlib import suppress
 import psycopg
 
 from models.breaker import Phase
+from models.database_hosts import server_of
 from models.errors import DatabaseUnavailable
 from models.metrics import DATABASE_AWAY
 
@@ -50,12 +52,14 @@ class Line:
     Args:
         descriptor: Of its socket. A descriptor of our own is kept beside it: the connection may be closed,
             and the number taken by something else, at the very moment that it is shut.
+        server: Whom it reaches.
     """
 
-    __slots__ = ("_socket", "used_since")
+    __slots__ = ("_socket", "server", "used_since")
 
-    def __init__(self, descriptor: int, used_since: float) -> None:
+    def __init__(self, descriptor: int, server: str, used_since: float) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
+        self.server = server
         self.used_since: float | None = used_since
 
     def cut(self) -> None:
@@ -72,11 +76,12 @@ class DatabaseWatch:
     """The breaker of one process's database. Begins to watch at the first connection; call from any thread.
 
     Args:
-        probe: Makes a connection and closes it, within :data:`CONNECT_SECONDS`.
+        probe: Makes a connection and closes it, within :data:`CONNECT_SECONDS` for each host; says
+            whom it reached.
         now: Monotonic seconds.
     """
 
-    def __init__(self, probe: Callable[[], None], *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, probe: Callable[[], str], *, now: Callable[[], float] = time.monotonic) -> None:
         self._probe = probe
         self._now = now
         self._lines: weakref.WeakKeyDictionary[psycopg.Connection, Line] = weakref.WeakKeyDictionary()
@@ -134,7 +139,7 @@ class DatabaseWatch:
 
     def opened(self, connection: psycopg.Connection) -> Line:
         """A connection was made, and is in use."""
-        line = Line(connection.fileno(), self._now())
+        line = Line(connection.fileno(), server_of(connection), self._now())
         with self._lock:
             self._lines[connection] = line
         self._begin()
@@ -219,12 +224,13 @@ class DatabaseWatch:
         """The one probe; what it finds is what is so."""
         self._is_probing = True
         try:
-            self._probe()
+            server = self._probe()
         except Exception as error:
             self._open(error, began)
             if self._is_speechless:
                 self._cut(began)
         else:
+            self._cut(began, but_of=server)
             self._shut()
         finally:
             self._is_probing = False
@@ -249,9 +255,11 @@ class DatabaseWatch:
             DATABASE_AWAY.set(0)
             _log.info("the database is back", extra={"seconds": round(self._now() - since, 1)})
 
-    def _cut(self, began: float) -> None:
-        """Wake whoever has waited in vain since before the probe."""
-        waiting = [line for line in self._all_lines() if (line.used_since or began) < began]
+    def _cut(self, began: float, *, but_of: str | None = None) -> None:
+        """Wake whoever has waited in vain since before the probe, but on the server that answers."""
+        waiting = [
+            line for line in self._all_lines() if (line.used_since or began) < began and line.server != but_of
+        ]
         for line in waiting:
             line.cut()
         if waiting:

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from models.database_hosts import has_several_hosts, hosts_of
 from models.errors import ConfigurationError
 from models.quotas import parse_quotas
 
@@ -48,7 +49,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAYBILL_", extra="ignore", frozen=True)
 
     database_url: str = Field("", description="postgresql://user:password@host:port/database")
-    broker_url: str = Field("", description="amqp://user:password@host:port/vhost, or memory://")
+    broker_url: str = Field(
+        "", description="amqp://user:password@host:port/vhost, or memory://; a cluster's nodes separated by ;"
+    )
     redis_url: str = Field("", description="redis://host:port/0; empty: no cache, limits per process")
     broker_api_url: str = Field("", description="RabbitMQ's management API, for Flower")
     data_dir: Path = Field(Path(".waybill"), description="where servers, keys and run files are kept")
@@ -131,10 +134,15 @@ class Settings(BaseSettings):
 
     @field_validator("broker_url")
     @classmethod
-    def _amqp_scheme(cls, url: str) -> str:
-        if url and not url.startswith(("amqp://", "amqps://", "pyamqp://", MEMORY)):
-            raise ValueError("must begin with amqp:// or amqps://, or be memory://")
-        return url
+    def _amqp_schemes(cls, text: str) -> str:
+        if text.startswith(MEMORY) and ";" not in text:
+            return text
+        urls = [url.strip() for url in text.split(";") if url.strip()]
+        if not all(url.startswith(("amqp://", "amqps://", "pyamqp://")) for url in urls):
+            raise ValueError("must begin with amqp:// or amqps://, each of several too, or be memory://")
+        if len({url.partition("://")[2].partition("/")[2].strip("/") for url in urls}) > 1:
+            raise ValueError("several are the nodes of one cluster: they must name the same virtual host")
+        return ";".join(urls)
 
     @field_validator("redis_url")
     @classmethod
@@ -179,12 +187,20 @@ class Settings(BaseSettings):
         )
 
     @property
+    def broker_urls(self) -> tuple[str, ...]:
+        """The broker's nodes, one URL each."""
+        return tuple(url for url in self.broker_url.split(";") if url)
+
+    @property
     def has_broker(self) -> bool:
         """Whether a real broker is named; without one Celery runs on ``memory://`` in one process."""
         return bool(self.broker_url) and not self.broker_url.startswith(MEMORY)
 
 
 def _checked(url: str) -> str:
+    if has_several_hosts(url):
+        hosts_of(url)
+        return url
     try:
         port = make_url(url).port
     except (ArgumentError, ValueError):

@@ -33,6 +33,7 @@ class Publisher:
         self._app = app
         self._patience_seconds = patience_seconds
         self._connection: Connection | None = None
+        self._connections = 0
         self._producer: Producer | None = None
         self._channel: Any = None
         self._returned = False
@@ -134,12 +135,15 @@ class Publisher:
         if self._producer is not None:
             return self._producer
         try:
+            urls = self._urls()
             self._connection = self._app.connection_for_write(
-                connect_timeout=min(3, self._patience_seconds), transport_options=self._transport_options()
+                ";".join(urls),
+                connect_timeout=min(3, self._patience_seconds),
+                transport_options=self._transport_options(),
             )
-            hosts = len(self._connection.alt)  # each once more, and no pause: whoever waits comes again
+            # Each once more, and no pause: whoever waits comes again.
             self._connection.ensure_connection(
-                max_retries=max(1, hosts), interval_start=0, interval_step=0, timeout=self._patience_seconds
+                max_retries=len(urls), interval_start=0, interval_step=0, timeout=self._patience_seconds
             )
             declare(self._connection)
             self._channel = self._connection.channel()
@@ -151,6 +155,17 @@ class Publisher:
             self.close()
             raise BrokerUnavailable(str(error)) from error
         return self._producer
+
+    def _urls(self) -> list[str]:
+        """The broker's nodes, each time from the next on.
+
+        What was wrong with the last connection may be its node, and one that is frozen takes all our patience
+        before another is tried.
+        """
+        urls = self._app.conf.broker_url.split(";")
+        first = self._connections % len(urls)
+        self._connections += 1
+        return [*urls[first:], *urls[:first]]
 
     def _transport_options(self) -> dict[str, Any]:
         """Time-outs of the socket itself: a broker that is frozen keeps its connections, and says nothing."""

@@ -6,6 +6,7 @@ from urllib.parse import quote, urlsplit
 
 from amqp.exceptions import AMQPError
 from kombu import Connection
+from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
 from deploy.broker.management import Management
@@ -72,21 +73,21 @@ def declare_queues(broker_url: str, management: Management) -> None:
     """Declare exchanges and queues as the administrator: most users of the policy may not.
 
     Args:
-        broker_url: Names host and virtual host; the first, where there are several.
+        broker_url: Names host and virtual host; of several nodes the first that answers.
         management: Names the administrator, who stands in for the URL's own user.
 
     Raises:
         BrokerUnavailable: The broker does not let this user in.
         ConfigurationError: A queue exists with other arguments, or this user may not make it.
     """
-    parts = urlsplit(broker_url.partition(";")[0])
     credentials = f"{quote(management.user, safe='')}:{quote(management.password, safe='')}"
-    url = parts._replace(netloc=f"{credentials}@{parts.netloc.rpartition('@')[2]}").geturl()
+    nodes = [urlsplit(url) for url in broker_url.split(";")]
+    urls = [one._replace(netloc=f"{credentials}@{one.netloc.rpartition('@')[2]}").geturl() for one in nodes]
     try:
-        with Connection(url, connect_timeout=5) as connection:
-            connection.connect()
+        with Connection(";".join(urls), connect_timeout=5) as connection:
+            connection.ensure_connection(max_retries=len(urls), interval_start=0, interval_step=0)
             declare(connection)
-    except (OSError, AMQPError) as error:
+    except (OSError, AMQPError, OperationalError) as error:
         raise BrokerUnavailable(
             f"{management.user} cannot declare the queues: {' '.join(str(error).split())[:200]}; "
             "it needs rights in the virtual host (rabbitmqctl set_permissions)"

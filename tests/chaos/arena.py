@@ -33,6 +33,8 @@ from models.database import Database
 from models.settings import Settings
 from tests.chaos import crates, witness
 from tests.kit.faulty_link import FaultyLink
+from tests.kit.rabbitmq_cluster import RabbitMQCluster
+from tests.kit.replicated_postgres import ReplicatedPostgres
 from tests.kit.servers import temporary_data_directory
 from tests.kit.waiting import wait_until
 
@@ -83,8 +85,8 @@ class Arena:
         self._receiver_port = receiver_port
         self._failpoints = directory.path / "failpoints"
         self._environment: dict[str, str] = {}
-        self.postgres = PostgresServer(directory)
-        self.rabbitmq = RabbitMQServer(directory)
+        self.postgres: PostgresServer | ReplicatedPostgres = PostgresServer(directory)
+        self.rabbitmq: RabbitMQServer | RabbitMQCluster = RabbitMQServer(directory)
         self.redis = RedisServer(directory)
         self.links: dict[str, FaultyLink] = {}
         self.api_port = free_port()
@@ -109,14 +111,9 @@ class Arena:
         _make_crates(self.postgres.url)
         witness.install(self.postgres.url)
         self._failpoints.mkdir()
-        targets = {
-            "postgres": self.postgres.port,
-            "rabbitmq": self.rabbitmq.port,
-            "redis": self.redis.port,
-        }
-        for kind in KINDS:
-            for server_name, port in targets.items():
-                self.add_link(f"{kind}-{server_name}", port)
+        for name, port in self._targets().items():
+            for kind in KINDS:
+                self.add_link(f"{kind}-{name}", port)
         self.add_link("client-api", self.api_port)
         self.add_link("worker-receiver", self._receiver_port)
         self.directory.empty_metrics()
@@ -240,6 +237,14 @@ class Arena:
 
     # ---- inside ------------------------------------------------------------------------
 
+    def _targets(self) -> dict[str, int]:
+        """Ports of servers, by the second half of the name of their links."""
+        return {"postgres": self.postgres.port, "rabbitmq": self.rabbitmq.port, "redis": self.redis.port}
+
+    def _linked(self, kind: str, name: str, url: str) -> str:
+        """A server's URL, for processes of this kind."""
+        return through(url, self.links[f"{kind}-{name}"].port)
+
     def _settings(self) -> Settings:
         return Settings(
             _env_file=None,
@@ -262,7 +267,7 @@ class Arena:
         for name in SERVERS:
             variable = {"postgres": "DATABASE", "rabbitmq": "BROKER", "redis": "REDIS"}[name]
             url = environment[f"WAYBILL_{variable}_URL"]
-            environment[f"WAYBILL_{variable}_URL"] = _through(url, self.links[f"{kind}-{name}"].port)
+            environment[f"WAYBILL_{variable}_URL"] = self._linked(kind, name, url)
         environment |= {
             "PYTHONPATH": str(CHECKOUT),
             "WAYBILL_CALLBACK_ALLOW_PRIVATE": "1",
@@ -303,10 +308,12 @@ class _QuietChild(Child):
 
 
 @contextmanager
-def running_arena(output: Path, *, receiver_port: int, bugs: str = "") -> Iterator[Arena]:
+def running_arena(
+    output: Path, *, receiver_port: int, bugs: str = "", kind: type[Arena] = Arena
+) -> Iterator[Arena]:
     """An arena for the length of a block; nothing is left of it."""
     with temporary_data_directory() as directory:
-        arena = Arena(directory, output, receiver_port=receiver_port, bugs=bugs)
+        arena = kind(directory, output, receiver_port=receiver_port, bugs=bugs)
         try:
             arena.start()
             yield arena
@@ -321,7 +328,7 @@ def _make_crates(database_url: str) -> None:
     database.close()
 
 
-def _through(url: str, port: int) -> str:
+def through(url: str, port: int) -> str:
     """The same server, by another port."""
     parts = urlsplit(url)
     host = f"{parts.username or ''}:{parts.password}@127.0.0.1:{port}"

@@ -11,8 +11,10 @@ from pathlib import Path
 import click
 
 from models.failpoints import points
-from tests.chaos import crashes, faults
+from tests.chaos import crashes, failover, faults
+from tests.chaos.arena import Arena
 from tests.chaos.bugs import BUGS
+from tests.chaos.clustered_arena import ClusteredArena
 from tests.chaos.run import Plan, Result, run
 from tests.chaos.stopwatch import SETTLING_SECONDS
 
@@ -24,10 +26,13 @@ GOALS: tuple[tuple[str, float, Callable[[str], bool]], ...] = (
     ("a broker killed", 15, lambda fault: fault in ("kill rabbitmq", "stop rabbitmq")),
     ("PostgreSQL away", 10, lambda fault: fault.split()[0] in _FELLING and fault.endswith(" postgres")),
     ("a silent peer", 30, lambda fault: fault.split()[0] in ("black-hole", "swallow", "stop")),
+    ("a broker's node lost", 15, lambda fault: fault.split()[0] in _NODE_LOST),
+    ("a primary lost, its standby promoted", 15, lambda fault: fault == "lose postgres"),
     ("a broker wiped", 60, lambda fault: fault == "wipe rabbitmq"),
 )
 """What is to recover within how many seconds: of its begin where it is over at once, else of its return."""
 
+_NODE_LOST = ("kill-leader", "kill-follower", "stop-leader")
 _FELLING = ("kill", "immediate", "stop", "kill-backend")
 
 
@@ -74,6 +79,12 @@ _FELLING = ("kill", "immediate", "stop", "kill-backend")
 @click.option(
     "--bug", "planted", type=click.Choice(list(BUGS)), multiple=True, help="Plant one, to see it found."
 )
+@click.option(
+    "--cluster",
+    "is_clustered",
+    is_flag=True,
+    help="With three RabbitMQ nodes and a synchronous PostgreSQL standby; nodes and primaries are lost too.",
+)
 def chaos(
     *,
     seconds: float | None,
@@ -87,6 +98,7 @@ def chaos(
     failpoints: int | None,
     folder: Path | None,
     planted: tuple[str, ...],
+    is_clustered: bool,
 ) -> None:
     """Break a platform of its own while clients work with it, and judge what they were told.
 
@@ -110,6 +122,8 @@ def chaos(
         time_given = 0
         schedule = [*crashes.singles(seed), *crashes.pairs(seed, failpoints)]
         again = f"--failpoints {failpoints}"
+    if is_clustered:
+        schedule = failover.among(schedule, seed)
     plan = Plan(
         time_given,
         seed,
@@ -119,13 +133,14 @@ def chaos(
         clients=clients,
         reads=reads,
         is_hurried=failpoints is not None,
+        arena=ClusteredArena if is_clustered else Arena,
     )
     result = run(plan, folder, lambda line: click.echo(f"chaos: {line}"))
     for line in summary(result):
         click.echo(line)
     click.echo(
         f"history, log and violations: {folder}; again: waybill chaos --seed {seed} {again} "
-        f"--rate {rate:g} --clients {clients} --reads {reads:g}"
+        f"--rate {rate:g} --clients {clients} --reads {reads:g}" + " --cluster" * is_clustered
     )
     if result.violations or (failpoints is not None and result.unreached):
         raise SystemExit(1)

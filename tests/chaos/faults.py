@@ -15,6 +15,7 @@ from functools import partial
 import psutil
 
 from models.failpoints import points
+from tests.chaos import failover
 from tests.chaos.arena import KINDS, SERVERS, Arena
 from tests.chaos.ledger import connect
 from tests.kit.faulty_link import Mode, Weather
@@ -234,6 +235,7 @@ _BEGIN: dict[str, Callable[[Arena, Fault], Lift]] = {
     "kill-backend": _kill_backend,
     "wipe": _wipe,
     CRASH: _crash,
+    **failover.BEGIN,
 }
 
 

@@ -48,6 +48,7 @@ class Plan:
         reads: The share of their acts that only look.
         is_hurried: A round is over once its crashes have come, and the next one begins without waiting for
             recovery.
+        arena: Where.
     """
 
     seconds: float
@@ -59,6 +60,7 @@ class Plan:
     clients: int = 4
     reads: float = 0.3
     is_hurried: bool = False
+    arena: type[Arena] = Arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ def run(plan: Plan, folder: Path, say: Say = lambda _: None) -> Result:
     with (
         kept(folder / "history.jsonl") as history,
         WebhookReceiver() as receiver,
-        running_arena(folder / "platform.log", receiver_port=receiver.port, bugs=plan.bugs) as arena,
+        running_arena(
+            folder / "platform.log", receiver_port=receiver.port, bugs=plan.bugs, kind=plan.arena
+        ) as arena,
     ):
         receiver.will_always(_moody(random.Random(f"receiver-{plan.seed}")))
         result = Run(plan, arena, history, receiver, say).result()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from tests.chaos import failover
 from tests.chaos.checker import Violation
 from tests.chaos.command import GOALS, summary
 from tests.chaos.faults import CATALOGUE
@@ -48,7 +49,7 @@ def test_recoveries_are_held_against_their_goals() -> None:
 
 
 def test_every_goal_has_faults_in_the_catalogue() -> None:
-    names = [f"{kind} {target}" for kind, target in CATALOGUE]
+    names = [f"{kind} {target}" for kind, target in (*CATALOGUE, *failover.CATALOGUE)]
     assert all(any(belongs(name) for name in names) for _, _, belongs in GOALS)
 
 

@@ -149,3 +149,17 @@ def test_client_of_a_server_that_is_away_is_reset(link: FaultyLink, echo: Echo) 
     echo.close()
     with pytest.raises(ConnectionResetError):
         socket.create_connection(("127.0.0.1", link.port), timeout=10).recv(100)
+
+
+def test_link_that_leads_elsewhere_leaves_open_connections_where_they_are(
+    link: FaultyLink, echo: Echo
+) -> None:
+    other = Echo()
+    with connected(link) as old:
+        link.lead_to(other.port)
+        with connected(link) as new:
+            for client in (old, new):
+                client.sendall(b"x")
+                assert client.recv(100) == b"x"
+    other.close()
+    assert (echo.heard, other.heard) == (b"hellox", b"hellox")

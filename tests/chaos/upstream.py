@@ -25,7 +25,7 @@ class UpstreamSystem:
     What the broker confirmed is ``confirmed``: it must have been taken in, or refused, unless that is wiped.
 
     Args:
-        url: The broker's.
+        url: The broker's, or its nodes', separated by ``;``.
         user: For whom ``WAYBILL_AMQP_PRINCIPALS`` lets it speak.
         rate: Messages a second.
     """
@@ -69,9 +69,10 @@ class UpstreamSystem:
             raise
 
     def _serve(self) -> None:
-        parameters = pika.URLParameters(self._url)
-        parameters.socket_timeout = parameters.blocked_connection_timeout = 5
-        connection = pika.BlockingConnection(parameters)
+        nodes = [pika.URLParameters(url) for url in self._url.split(";")]
+        for one in nodes:
+            one.socket_timeout = one.blocked_connection_timeout = 5
+        connection = pika.BlockingConnection(nodes)
         upstream = Upstream(connection, "waybill")
         try:
             while not self._must_stop.is_set():

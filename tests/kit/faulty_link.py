@@ -125,6 +125,10 @@ class FaultyLink:
             elif weather.mode is Mode.HALF_CLOSE:
                 self._half_close(line)
 
+    def lead_to(self, port: int) -> None:
+        """Forward to another port from now on, as a virtual address that moves; what is open stays."""
+        self._target_port = port
+
     def heal(self) -> None:
         """Fair weather; connections that lost bytes are reset."""
         self.set(FAIR)

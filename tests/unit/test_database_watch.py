@@ -26,7 +26,7 @@ class Probe:
         self.at_once = 0
         self.most_at_once = 0
 
-    def __call__(self) -> None:
+    def __call__(self) -> str:
         self.calls += 1
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -34,6 +34,7 @@ class Probe:
         self.at_once -= 1
         if self.error is not None:
             raise self.error
+        return "primary:1"
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from models.settings import Settings
         ("postgresql://waybill:geheim@127.0.0.1:5/waybill", "postgresql://waybill:***@127.0.0.1:5/waybill"),
         ("redis://:geheim@127.0.0.1:6/0", "redis://:***@127.0.0.1:6/0"),
         ("redis://127.0.0.1:6/0", "redis://127.0.0.1:6/0"),
+        ("amqp://w:geheim@a:1/v;amqp://w:geheim@b:2/v", "amqp://w:***@a:1/v;amqp://w:***@b:2/v"),
+        ("postgresql://w:geheim@a:1,b:2/w?x=y", "postgresql://w:***@a:1,b:2/w?x=y"),
     ],
 )
 def test_password_in_a_url_is_masked(url: str, shown: str) -> None:

@@ -24,7 +24,14 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("DATABASE_URL", "localhost"),
         ("DATABASE_URL", "postgresql://u:p@host:port/x"),
         ("DATABASE_URL", "postgresql://u:p@host:99999/x"),
+        ("DATABASE_URL", "postgresql://u:p@h1:1,h2:99999/x?target_session_attrs=read-write"),
+        ("DATABASE_URL", "postgresql://u:p@h1:1,h2:2/x"),
+        ("DATABASE_URL", "postgresql://u:p@h1:1,h2:2/x?target_session_attrs=any"),
         ("BROKER_URL", "redis://localhost"),
+        ("BROKER_URL", "amqp://a//;redis://b"),
+        ("BROKER_URL", "amqp://a//;memory://"),
+        ("BROKER_URL", "memory://;amqp://a//"),
+        ("BROKER_URL", "amqp://a/one;amqp://b/other"),
         ("REDIS_URL", "http://localhost"),
         ("API_PORT", "http"),
         ("API_PORT", "65536"),
@@ -71,6 +78,21 @@ def test_password_is_not_repeated_in_the_complaint(monkeypatch: pytest.MonkeyPat
 def test_database_url_is_taken_in_every_usual_spelling(scheme: str) -> None:
     settings = load_settings(database_url=f"{scheme}://u:p@h:1/d?sslmode=require")
     assert settings.database_url == "postgresql+psycopg://u:p@h:1/d?sslmode=require"
+
+
+def test_database_url_may_name_several_hosts() -> None:
+    several = "u:p@h1:1,[::1]:2/d?target_session_attrs=read-write"
+    assert (
+        load_settings(database_url=f"postgresql://{several}").database_url
+        == f"postgresql+psycopg://{several}"
+    )
+
+
+def test_broker_url_may_be_a_list() -> None:
+    settings = load_settings(broker_url=" amqp://u:p@a:1/v ;amqp://u:p@b:2/v/; ")
+    assert settings.broker_urls == ("amqp://u:p@a:1/v", "amqp://u:p@b:2/v/")
+    assert settings.broker_url == ";".join(settings.broker_urls)
+    assert settings.has_broker
 
 
 def test_lists_are_comma_separated_and_principals_json(monkeypatch: pytest.MonkeyPatch) -> None:
