@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,7 @@ def test_two_at_once_do_it_once_though_the_first_builds_concurrently(
     write_migration(tmp_path, "next", 'build_index("idx_of_a_test", "tombstones", ["version"])')
     with database.transaction() as connection:
         connection.execute(text("INSERT INTO tombstones VALUES ('x', gen_random_uuid(), 1)"))
-    threads = [migrated(database, tmp_path) for _ in range(2)]
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
+    with ThreadPoolExecutor(2) as both:
+        under_way = [both.submit(migrate, database.engine, [tmp_path], patience=HASTY) for _ in range(2)]
+        assert [one.result(120) for one in under_way] == [[], []]
     assert one(database, "SELECT count(*) FROM applied_migrations WHERE revision = 'next'") == 1
