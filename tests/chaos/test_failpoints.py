@@ -11,7 +11,7 @@ from tests.chaos import crashes
 from tests.chaos.run import Plan, run
 from tests.kit.servers import require
 
-SEED, PAIRS, RATE = 33, 6, 25
+SEED, PAIRS, RATE = 33, 4, 12
 
 
 @pytest.mark.timeout(3600)  # each of the waits in it has a bound of its own

@@ -27,6 +27,7 @@ from tests.kit.waiting import wait_until
 
 ENTITIES = "/api/v1/entities"
 LEAD_SECONDS = 2
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
