@@ -14,12 +14,8 @@ from functools import partial
 
 import psutil
 
-<<<<<<< ours
-from models.failpoints import points
-from tests.chaos import failover
-=======
 from models.failpoints import Step, points
->>>>>>> theirs
+from tests.chaos import failover
 from tests.chaos.arena import KINDS, SERVERS, Arena
 from tests.chaos.ledger import connect
 from tests.kit.faulty_link import Mode, Weather
