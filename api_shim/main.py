@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import resource
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -15,7 +14,7 @@ from api_shim.web.guarded_server import PATIENCE_SECONDS
 from models import log
 from models.container import Container
 from models.settings import Settings
-from models.stop_deadline import StopDeadline
+from models.stop_deadline import StopDeadline, ignore_signals
 from tasks.announcer import Announcer
 from tasks.app import make_app
 from tasks.presence import Presence
@@ -66,8 +65,7 @@ def serve(
     host, port = listener.getsockname()[:2]
     server = server_of(edge, host, port, on_draining=StopDeadline().begin, patience_seconds=patience_seconds)
     # uvicorn raises the signal again once it has stopped; that must not end us before we let go.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     _log.info("listening", extra={"host": host, "port": port})
     try:
         server.run(sockets=[listener])

@@ -24,7 +24,7 @@ from models.container import Container
 from models.dead_letters.messages import DeadMessages
 from models.errors import ConfigurationError
 from models.settings import Settings
-from models.stop_deadline import StopDeadline
+from models.stop_deadline import StopDeadline, ignore_signals
 from tasks.announcer import Announcer
 from tasks.app import make_app
 from tasks.names import DEAD_MESSAGES, EXPIRED_INTAKE, INTAKE
@@ -50,6 +50,7 @@ def run(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     consume(settings, stopping)
+    ignore_signals()
     return 0
 
 

@@ -33,7 +33,7 @@ from models.container import Container
 from models.errors import BrokerUnavailable, ConfigurationError, RateLimited, Transient
 from models.identity.users import password_matches
 from models.settings import Settings
-from models.stop_deadline import StopDeadline
+from models.stop_deadline import StopDeadline, ignore_signals
 from tasks import names
 from tasks.app import make_app
 from tasks.publisher import Publisher
@@ -233,6 +233,7 @@ def run(settings: Settings) -> int:
         signal.signal(number, stop)
     flower.start()
     flower.stop()
+    ignore_signals()
     return 0
 
 

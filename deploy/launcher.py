@@ -22,6 +22,7 @@ from deploy.stop_request import Stopped, StopRequest
 from deploy.supervisor import Supervisor
 from models.errors import ConfigurationError, WaybillError
 from models.settings import Settings
+from models.stop_deadline import ignore_signals
 
 READY_TIMEOUT_SECONDS = 90.0
 _PORT_PATIENCE_SECONDS = 2.0
@@ -67,6 +68,7 @@ class Launcher:
                 return 0
             finally:
                 self._end()
+                ignore_signals()
 
     def _run(self, demo_jobs: int | None) -> int:
         self._settle_ports()

@@ -3,6 +3,7 @@
 import _thread
 import logging
 import os
+import signal
 import time
 from contextlib import suppress
 
@@ -42,3 +43,13 @@ class StopDeadline:
             with suppress(psutil.Error):
                 child.kill()
         os._exit(0)
+
+
+def ignore_signals() -> None:
+    """Hear no further signal: the process is at its end. For a main thread.
+
+    The interpreter puts its handlers back to the default before it is gone, and a signal that came then
+    would be the exit status.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

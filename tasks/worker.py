@@ -19,7 +19,7 @@ from models import log
 from models.container import Container
 from models.deliveries.outbox import Outbox
 from models.settings import Settings
-from models.stop_deadline import StopDeadline
+from models.stop_deadline import StopDeadline, ignore_signals
 from tasks.app import make_app
 from tasks.direct_delivery import DirectDelivery
 from tasks.names import ALL_QUEUES
@@ -90,6 +90,7 @@ def run(
     deadline.begin()  # also where Flower's menu ended it
     pruner.stop()
     sweeper.stop()
+    ignore_signals()
     return int(worker.exitcode or 0)
 
 

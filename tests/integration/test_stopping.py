@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ def flower_with_a_log_in(scene: Scene) -> Iterator[AtWork]:
 
     def ask() -> None:
         headers = urllib3.make_headers(basic_auth=f"{email}:{PASSWORD}")
-        url = f"http://127.0.0.1:{scene.flower_port}/workers"
+        url = f"http://127.0.0.1:{scene.flower_port}/workers?refresh=1"  # it asks them, which takes a second
         statuses.append(urllib3.request("GET", url, headers=headers, retries=False, timeout=30).status)
 
     with scene.running("flower") as process:
@@ -383,6 +383,15 @@ KINDS: tuple[Callable[[Scene], AbstractContextManager[AtWork]], ...] = (
 )
 
 
+def _ask_again(process: Any) -> None:
+    """Further signals, to the very last moment."""
+    while is_running(process):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(psutil.Error):
+                process.send_signal(number)
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_told_to_stop_it_ends_in_time_and_nothing_is_lost_or_done_twice(
     scene: Scene, kind: Callable[[Scene], AbstractContextManager[AtWork]]
@@ -396,6 +405,7 @@ def test_told_to_stop_it_ends_in_time_and_nothing_is_lost_or_done_twice(
             if is_running(process):
                 process.send_signal(number)
         at_work.go_on()
+        threading.Thread(target=_ask_again, args=(process,), daemon=True).start()
         assert process.wait(MOST_SECONDS) == 0
         assert [one for one in family if is_running(one)] == []
         at_work.look()
