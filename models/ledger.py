@@ -235,12 +235,12 @@ class Ledger:
         crashes: int = connection.execute(sql.CRASH_ATTEMPT, parameters).scalar_one()
         return crashes
 
-    def witness_crash(
-        self, connection: Connection, job_ids: Sequence[UUID], worker: str, signal: str
-    ) -> None:
-        """Add to the crash attempts in the lanes of ``job_ids`` what killed ``worker``."""
-        parameters = {"ids": array(job_ids), "worker": worker, "signal": signal}
-        connection.execute(sql.WITNESS_CRASH, parameters)
+    def witness_crash(self, connection: Connection, worker: str, signal: str) -> None:
+        """Add what killed ``worker`` to the crash attempts that it had recorded.
+
+        Found by its name, for a suspect may have come along with a message that names others.
+        """
+        connection.execute(sql.WITNESS_CRASH, {"worker": worker, "signal": signal})
 
     def suspect(self, connection: Connection, job_ids: Sequence[UUID], announcements: int) -> None:
         """Have queued jobs announced now, as if they had been announced so often already."""

@@ -166,8 +166,9 @@ SET crash_log = (
              THEN jsonb_set(entry, '{signal}', to_jsonb(CAST(:signal AS text))) ELSE entry END ORDER BY place)
     FROM jsonb_array_elements(j.crash_log) WITH ORDINALITY AS log(entry, place)
 )
-WHERE j.lane IN (SELECT lane FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])))
-  AND j.state IN ('queued', 'retrying') AND j.crashes > 0
+WHERE j.announce_at IS NOT NULL AND j.state IN ('queued', 'retrying') AND j.crashes > 0
+  AND j.crash_log @> jsonb_build_array(
+      jsonb_build_object('worker', CAST(:worker AS text), 'signal', CAST(NULL AS text)))
 """)
 
 SUSPECT = text("""

@@ -74,9 +74,7 @@ class Runtime:
             container = self._pieces().container
             container.cache.forget_all()  # it may have died owing the cache a change
             with container.database.transaction(Step.WITNESS) as connection:
-                container.ledger.witness_crash(
-                    connection, [UUID(one) for one in job_ids], worker_name(pid), cause
-                )
+                container.ledger.witness_crash(connection, worker_name(pid), cause)
         except Exception:
             _log.exception("what killed a worker could not be recorded")
 

@@ -19,6 +19,9 @@ from models.job import Operation, Submission, to_json
 from models.job_history import JobHistory
 from models.retry import RetryPolicy
 from tasks import applier as applier_module
+from tasks.app import make_app
+from tasks.applier import worker_name
+from tasks.runtime import Runtime
 from tests.kit.platform import Platform
 from tests.kit.tickets import BROKEN
 
@@ -538,3 +541,17 @@ def test_expired_job_ends_expired_when_its_turn_comes(platform: Platform) -> Non
     platform.applier().apply(ids)
     assert platform.states(ids) == ["succeeded", "expired"]
     assert platform.instance(creation.resource_id)["name"] == "thing"  # type: ignore[index]
+
+
+def test_witness_is_heard_of_a_suspect_that_came_along_with_a_message_of_others(platform: Platform) -> None:
+    suspect, named = platform.accept(platform.create(), platform.create())
+    with platform.database.transaction() as connection:
+        for worker in (worker_name(4711), worker_name(4712)):
+            platform.ledger.record_crash_attempt(connection, suspect, worker)
+
+    runtime = Runtime(platform.settings, make_app(platform.settings))
+    runtime.witness([str(named)], 4711, "SIGKILL")
+    runtime.close()
+
+    [(log,)] = platform.rows("SELECT crash_log FROM jobs WHERE id = :id", id=suspect)
+    assert [entry["signal"] for entry in log] == ["SIGKILL", None]
