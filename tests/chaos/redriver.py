@@ -16,7 +16,7 @@ from tests.chaos.sessions import Sessions
 from tests.chaos.user import User
 from tests.kit.client import Client, Reply
 
-_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 2.0
 _MOST = 40
 """Jobs: each that dies holds up nobody, and is a row in everybody's list."""
 _LEFT_DEAD = 0.2
