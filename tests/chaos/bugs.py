@@ -139,7 +139,7 @@ def show_everything() -> None:
 
 
 def read_stale() -> None:
-    """A read may be two seconds old."""
+    """A read may be ten seconds old."""
     load_batcher = reads.load_batcher
 
     def cached(*arguments: Any) -> Any:
@@ -148,7 +148,7 @@ def read_stale() -> None:
 
         async def from_cache(place: Any) -> Any:
             at, row = kept.get(place, (0.0, None))
-            if row is None or time.monotonic() - at > 2:
+            if row is None or time.monotonic() - at > 10:
                 at, row = kept[place] = time.monotonic(), await call(place)
             return row
 
