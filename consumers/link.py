@@ -3,7 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from amqp.basic_message import Message
@@ -59,6 +59,7 @@ class Link:
         prefetch: Messages that the broker hands over before any is acknowledged.
         queues: What it consumes.
         reply_queues: Names of the queues that senders may have answered to.
+        clock: The database's time, from which a message's ``expiration`` counts.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Link:
         prefetch: int,
         queues: Sequence[str] = (INTAKE, EXPIRED_INTAKE),
         reply_queues: re.Pattern[str] = ANY_QUEUE,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime],
     ) -> None:
         self._connection = connection
         self._prefetch = prefetch

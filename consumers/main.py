@@ -21,6 +21,7 @@ from consumers.link import Link, connect
 from consumers.publisher import Publisher, end
 from models import log
 from models.container import Container
+from models.database_clock import DatabaseClock
 from models.dead_letters.messages import DeadMessages
 from models.errors import ConfigurationError
 from models.settings import Settings
@@ -75,6 +76,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
     )
     desk = Desk(callers, container.registry, container.key("idempotency"))
     announcer = Announcer(make_app(settings))
+    clock = DatabaseClock(container.database)
     reply_queues = re.compile(settings.amqp_reply_queues, re.DOTALL)
     loop = IntakeLoop(
         desk=desk,
@@ -82,7 +84,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
         capacity=container.capacity,
         announcer=announcer,
         open_link=lambda: _open_link(
-            settings.broker_url, "", PREFETCH, (INTAKE, EXPIRED_INTAKE), reply_queues=reply_queues
+            settings.broker_url, "", PREFETCH, (INTAKE, EXPIRED_INTAKE), clock, reply_queues=reply_queues
         ),
         publisher=Publisher(lambda: _open_for_publishing(settings.broker_url)),
         stopping=stopping,
@@ -92,7 +94,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
         container.database,
         DeadMessages(),
         container.ledger,
-        lambda: _open_link(settings.broker_url, "-dead-messages", COLLECTED_AT_ONCE, (DEAD_MESSAGES,)),
+        lambda: _open_link(settings.broker_url, "-dead-messages", COLLECTED_AT_ONCE, (DEAD_MESSAGES,), clock),
         stopping,
     )
     collecting = threading.Thread(target=collector.run, name="dead-messages", daemon=True)
@@ -110,6 +112,7 @@ def _open_link(
     purpose: str,
     prefetch: int,
     queues: Sequence[str],
+    clock: DatabaseClock,
     reply_queues: re.Pattern[str] = ANY_QUEUE,
 ) -> Link:
     link = Link(
@@ -117,6 +120,7 @@ def _open_link(
         prefetch=prefetch,
         queues=queues,
         reply_queues=reply_queues,
+        clock=clock.now,
     )
     try:
         link.open()

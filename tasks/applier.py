@@ -141,12 +141,17 @@ class Applier:
     def _apply_or_split(
         self, job_ids: list[UUID], applied: Applied, fill_with: Priority | None = None
     ) -> None:
-        """Apply a set; when it fails as a whole, halve it until the culprit stands alone."""
+        """Apply a set; when it fails as a whole, halve it until the culprit stands alone.
+
+        The culprit may be one that the set was filled with. It would spoil every set until its own turn came.
+        """
+        filled: list[UUID] = []
         try:
-            self._apply_set(job_ids, applied, fill_with)
+            self._apply_set(job_ids, applied, fill_with, filled)
         except DatabaseUnavailable:
             raise
         except Exception as error:
+            job_ids = list(dict.fromkeys([*job_ids, *filled]))
             _log.info("batch split", extra={"jobs": len(job_ids), "reason": type(error).__name__})
             if len(job_ids) == 1:
                 self._apply_alone(job_ids[0], applied)
@@ -155,15 +160,21 @@ class Applier:
             self._apply_or_split(job_ids[:middle], applied)
             self._apply_or_split(job_ids[middle:], applied)
 
-    def _apply_set(self, job_ids: list[UUID], applied: Applied, fill_with: Priority | None) -> None:
+    def _apply_set(
+        self, job_ids: list[UUID], applied: Applied, fill_with: Priority | None, filled: list[UUID]
+    ) -> None:
         """Apply what is free first; then wait a little for lanes that are held elsewhere.
+
+        ``filled`` receives the heads of the lanes that the last transaction was filled with.
 
         Raises:
             Contention: Again and again: an instance is locked from outside, or by one of its own jobs.
         """
         held: list[int] = []
         for _ in range(MAX_ROUNDS):
-            is_capped, held = self._patiently(lambda: self._transact(job_ids, applied, fill_with=fill_with))
+            is_capped, held = self._patiently(
+                lambda: self._transact(job_ids, applied, fill_with=fill_with, filled=filled)
+            )
             if not is_capped:
                 break
         if held:
@@ -185,6 +196,7 @@ class Applier:
         *,
         waiting_for: Sequence[int] = (),
         fill_with: Priority | None = None,
+        filled: list[UUID] | None = None,
     ) -> tuple[bool, list[int]]:
         """One transaction over the lanes of ``job_ids``, or over the lanes that are worth ``waiting_for``.
 
@@ -197,12 +209,16 @@ class Applier:
                 taken, held = list(waiting_for), list[int]()
             else:
                 taken, held = self._ledger.lock_lanes(connection, job_ids)
-            room = FILL_TO - len(taken)
+            room, added = FILL_TO - len(taken), list[int]()
             if fill_with is not None and room > 0:
-                taken += self._ledger.lock_oldest_lanes(connection, fill_with, room)
+                added = self._ledger.lock_oldest_lanes(connection, fill_with, room)
+                taken += added
             if not taken:
                 return False, held
             jobs, is_capped = self._ready_jobs(connection, taken)
+            if filled is not None:
+                heads = {job.lane: job.id for job in reversed(jobs)}
+                filled[:] = [heads[lane] for lane in added if lane in heads]
             suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
             outcomes, changes = self._run(connection, [job for job in jobs if job.lane not in suspects])
             delivery_ids = self._ledger.finish(connection, outcomes)

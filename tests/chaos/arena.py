@@ -1,8 +1,8 @@
 """The arena: the platform as ``waybill up --full`` runs it, but with a faulty link between every pair.
 
-Its processes are those of ``deploy/children.py``, kept by the launcher's own supervisor. Only their URLs
-differ: each kind of process reaches each server through a link of its own. The servers belong to the arena,
-which may kill and wipe them, not to the supervisor. What to break and when: ``faults.py``.
+Its processes are those of ``deploy/children.py`` and a second API, kept by the launcher's own supervisor.
+Only their URLs differ: each kind of process reaches each server through a link of its own. The servers belong
+to the arena, which may kill and wipe them, not to the supervisor. What to break and when: ``faults.py``.
 """
 
 import json
@@ -13,13 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
 from deploy import children, schema
+from deploy.account import Account
 from deploy.child import Child, ChildSpec
 from deploy.data_directory import DataDirectory
 from deploy.ports import free_port
@@ -31,7 +32,9 @@ from deploy.supervisor import Supervisor
 from models import failpoints
 from models.database import Database
 from models.settings import Settings
-from tests.chaos import crates, witness
+from tests.chaos import brittle, clocks, crates, disks, witness
+from tests.chaos.clocks import Clock
+from tests.chaos.disks import Disk
 from tests.kit.faulty_link import FaultyLink
 from tests.kit.rabbitmq_cluster import RabbitMQCluster
 from tests.kit.replicated_postgres import ReplicatedPostgres
@@ -42,10 +45,14 @@ CHECKOUT = Path(__file__).parents[2]
 ADMIN, PASSWORD = "admin@waybill.local", "correct horse battery staple"
 KINDS = ("api", "worker", "consumer")
 SERVERS = ("postgres", "rabbitmq", "redis")
+APIS = ("api", "api-2")
+"""Processes of one kind that clients choose from."""
 _WIDE_LIMITS = "=9000000/minute,".join(
     ["list", "read", "write", "delete", "bulk", "jobs", "control", "login"]
 )
 """So wide that they bind nobody, and not ``off``: the limiter shall ask Redis."""
+
+_RESOURCES = (brittle.__name__, crates.__name__)
 
 _PLANTED = (
     "import sys; from tests.chaos import bugs; bugs.plant(sys.argv.pop(1)); "
@@ -89,8 +96,11 @@ class Arena:
         self.rabbitmq: RabbitMQServer | RabbitMQCluster = RabbitMQServer(directory)
         self.redis = RedisServer(directory)
         self.links: dict[str, FaultyLink] = {}
-        self.api_port = free_port()
+        self.api_ports = {name: free_port() for name in APIS}
         self.output = output
+        self.disks = self._disks() if disks.can_mount() else {}
+        self.clocks: dict[str, Clock] = {}
+        self._clock_library = clocks.build(directory.run) if clocks.can_be_set() else None
         self._supervisor = Supervisor(directory.run / "processes.json", longest_delay_seconds=0.4)
         self._children: list[Child] = []
         self._must_stop = threading.Event()
@@ -102,22 +112,27 @@ class Arena:
 
     def start(self) -> None:
         """Start servers, links and processes, and wait until the platform says that it is ready."""
+        for disk in self.disks.values():
+            disk.mount()
         for server in (self.rabbitmq, self.redis, self.postgres):
             server.launch()
         for server in (self.rabbitmq, self.redis, self.postgres):
             server.wait_ready()
         settings = self._settings()
         schema.prepare(settings)
-        _make_crates(self.postgres.url)
+        _make_tables(self.postgres.url)
         witness.install(self.postgres.url)
         self._failpoints.mkdir()
         for name, port in self._targets().items():
             for kind in KINDS:
                 self.add_link(f"{kind}-{name}", port)
-        self.add_link("client-api", self.api_port)
+        for name, port in self.api_ports.items():
+            self.add_link(f"client-{name}", port)
         self.add_link("worker-receiver", self._receiver_port)
         self.directory.empty_metrics()
-        self._children = [self._child(spec, settings) for spec in children.FULL if spec.name != "flower"]
+        specs = [spec for spec in children.FULL if spec.name != "flower"]
+        specs += [replace(spec, name=name) for spec in specs if spec.name == "api" for name in APIS[1:]]
+        self._children = [self._child(spec, settings) for spec in specs]
         self._keeper.start()
         self._is_launched.wait(60)
         wait_until(
@@ -137,17 +152,24 @@ class Arena:
             link.close()
         for server in (self.rabbitmq, self.redis, self.postgres):
             server.kill()
+        for disk in self.disks.values():
+            disk.unmount()
 
     def is_ready(self) -> bool:
-        """What it says of itself, asked without a link."""
-        return ask_ready(f"http://127.0.0.1:{self.api_port}").is_ready
+        """What each API says of the platform, asked without a link."""
+        return all(ask_ready(url).is_ready for url in self.direct_urls)
 
     # ---- links -------------------------------------------------------------------------
 
     @property
-    def url(self) -> str:
-        """Where clients find the API: behind a link."""
-        return f"http://127.0.0.1:{self.links['client-api'].port}"
+    def urls(self) -> list[str]:
+        """Where clients find the APIs: each behind a link."""
+        return [f"http://127.0.0.1:{self.links[f'client-{name}'].port}" for name in APIS]
+
+    @property
+    def direct_urls(self) -> list[str]:
+        """The APIs without a link."""
+        return [f"http://127.0.0.1:{port}" for port in self.api_ports.values()]
 
     def add_link(self, name: str, port: int) -> FaultyLink:
         """A further link."""
@@ -155,9 +177,11 @@ class Arena:
         return link
 
     def heal(self) -> None:
-        """Fair weather everywhere, and nobody stopped."""
+        """Fair weather everywhere, the right time, and nobody stopped."""
         for link in self.links.values():
             link.heal()
+        for clock in self.clocks.values():
+            clock.set(0)
         self.let_all_go_on()
 
     # ---- processes ---------------------------------------------------------------------
@@ -245,6 +269,15 @@ class Arena:
         """A server's URL, for processes of this kind."""
         return through(url, self.links[f"{kind}-{name}"].port)
 
+    def _disks(self) -> dict[str, Disk]:
+        """Redis has none: it keeps nothing."""
+        account = Account.unprivileged()  # PostgreSQL refuses root
+        owner = (account.uid, account.gid) if account.uid is not None and account.gid is not None else None
+        return {
+            "postgres": Disk(self.directory.path / "postgres", owner),
+            "rabbitmq": Disk(self.directory.path / "rabbitmq" / "mnesia"),
+        }
+
     def _settings(self) -> Settings:
         return Settings(
             _env_file=None,
@@ -253,7 +286,7 @@ class Arena:
             redis_url=self.redis.url,
             broker_api_url=self.rabbitmq.api_url,
             data_dir=self.directory.path,
-            api_port=self.api_port,
+            api_port=self.api_ports["api"],
             admin_email=ADMIN,
             admin_password=PASSWORD,
             rate_limits=_WIDE_LIMITS + "=9000000/minute",
@@ -268,11 +301,17 @@ class Arena:
             variable = {"postgres": "DATABASE", "rabbitmq": "BROKER", "redis": "REDIS"}[name]
             url = environment[f"WAYBILL_{variable}_URL"]
             environment[f"WAYBILL_{variable}_URL"] = self._linked(kind, name, url)
+        if kind == "api":
+            environment["WAYBILL_API_PORT"] = str(self.api_ports[spec.name])
+        if self._clock_library is not None:
+            file = self.directory.run / f"clock-{spec.name}"
+            clock = self.clocks[spec.name] = Clock(file, self._clock_library)
+            environment |= clock.environment()
         environment |= {
             "PYTHONPATH": str(CHECKOUT),
             "WAYBILL_CALLBACK_ALLOW_PRIVATE": "1",
             "WAYBILL_AMQP_PRINCIPALS": f'{{"waybill": "{ADMIN}"}}',
-            "WAYBILL_RESOURCES": crates.__name__,
+            "WAYBILL_RESOURCES": ",".join(_RESOURCES),
             "WAYBILL_SERVICES": self._services(),
             failpoints.VARIABLE: str(self._failpoints),
         }
@@ -321,10 +360,11 @@ def running_arena(
             arena.stop()
 
 
-def _make_crates(database_url: str) -> None:
+def _make_tables(database_url: str) -> None:
     database = Database(database_url)
     with database.transaction() as connection:
-        crates.TABLE.create(connection, checkfirst=True)
+        for module in (brittle, crates):
+            module.TABLE.create(connection, checkfirst=True)
     database.close()
 
 

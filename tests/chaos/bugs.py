@@ -9,11 +9,14 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
+from api_shim.changes.feed import Subscription
+from api_shim.changes.watches import Watch
 from api_shim.routes import reads
 from consumers.envelope import Arrival
 from consumers.intake import IntakeLoop
@@ -21,6 +24,7 @@ from consumers.link import Link
 from models import ledger_statements as sql
 from models import service
 from models.database import array
+from models.database_clock import DatabaseClock
 from models.deliveries.outbox import Delivery
 from models.identity.principals import Action
 from models.intake import Intake, Receipt
@@ -135,7 +139,7 @@ def show_everything() -> None:
 
 
 def read_stale() -> None:
-    """A read may be two seconds old."""
+    """A read may be ten seconds old."""
     load_batcher = reads.load_batcher
 
     def cached(*arguments: Any) -> Any:
@@ -144,7 +148,7 @@ def read_stale() -> None:
 
         async def from_cache(place: Any) -> Any:
             at, row = kept.get(place, (0.0, None))
-            if row is None or time.monotonic() - at > 2:
+            if row is None or time.monotonic() - at > 10:
                 at, row = kept[place] = time.monotonic(), await call(place)
             return row
 
@@ -166,6 +170,50 @@ def leak_descriptors() -> None:
     _replace(Intake, "accept", leaking)
 
 
+def run_early() -> None:
+    """A scheduled job is taken for due up to an hour before its time."""
+    statement = sql.WAKE.text
+    assert "announce_at <= now()" in statement, statement
+    sql.WAKE = text(statement.replace("announce_at <= now()", "announce_at <= now() + interval '1 hour'"))
+
+
+def trust_own_clock() -> None:
+    """What expires is held against the process' own clock."""
+    _replace(DatabaseClock, "now", lambda _: datetime.now(UTC))
+
+
+def leave_out_transitions() -> None:
+    """Who follows many jobs is not told one transition in ten."""
+    takes = Subscription.takes
+    _replace(Subscription, "takes", lambda self, job: takes(self, job) and job.sequence % 10 != 0)
+
+
+def repeat_events() -> None:
+    """Who follows one job is told again what he has seen."""
+    offer = Watch.offer
+
+    def offered(self: Watch, steps: list[Any]) -> None:
+        offer(self, steps)
+        if self._steps:
+            self._steps.insert(0, self._steps[0])
+
+    _replace(Watch, "offer", offered)
+
+
+def ignore_conditions() -> None:
+    """A version that is demanded is not looked at."""
+    statement = sql.OPEN_JOBS.text
+    assert " if_match," in statement, statement
+    sql.OPEN_JOBS = text(statement.replace(" if_match,", " CAST(NULL AS bigint),"))
+
+
+def redrive_without_end() -> None:
+    """A job that is redriven is the job that it was: its end does not count as another generation's."""
+    statement = sql.REDRIVE.text
+    assert "generation = j.generation + 1" in statement, statement
+    sql.REDRIVE = text(statement.replace("generation = j.generation + 1", "generation = j.generation"))
+
+
 BUGS: dict[str, Callable[[], None]] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
@@ -183,6 +231,12 @@ BUGS: dict[str, Callable[[], None]] = {
         show_everything,
         read_stale,
         leak_descriptors,
+        run_early,
+        trust_own_clock,
+        leave_out_transitions,
+        repeat_events,
+        ignore_conditions,
+        redrive_without_end,
     )
 }
 

@@ -2,11 +2,13 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 
 import urllib3
 
-from tests.chaos.arena import ADMIN, PASSWORD
 from tests.chaos.history import History
+from tests.chaos.sessions import Sessions
+from tests.chaos.user import User
 from tests.kit.client import Client
 
 USER = "canary"
@@ -15,34 +17,37 @@ PATIENCE_SECONDS = 180.0
 
 
 class Canary:
-    """Asks the API itself, past the clients' link.
+    """Asks the APIs themselves, past the clients' links.
 
     Args:
-        url: The API's.
+        urls: The APIs'.
+        user: Who it is there; in the history it goes by a name of its own.
+        sessions: Shared with the others.
         history: Its operations are operations like others.
         token: To begin with.
     """
 
-    def __init__(self, url: str, history: History, token: str) -> None:
-        self._client = Client(url, token, timeout_seconds=8)
+    def __init__(self, urls: Sequence[str], user: User, sessions: Sessions, history: History) -> None:
+        self._clients = [Client(url, timeout_seconds=8) for url in urls]
+        self._user = user
+        self._sessions = sessions
+        self._refused = ""
         self._history = history
 
     def sings_after(self) -> float | None:
-        """Seconds until a job that was sent from now on succeeded; None where none did in time."""
+        """Seconds until a job that was sent from now on succeeded, by each API; None: not in time."""
         began = time.monotonic()
+        silent = list(self._clients)
         while time.monotonic() - began < PATIENCE_SECONDS:
-            if self._try():
+            silent = [client for client in silent if not self._try(client)]
+            if not silent:
                 return time.monotonic() - began
             time.sleep(0.2)
         return None
 
-    def _try(self) -> bool:
+    def _try(self, client: Client) -> bool:
         try:
-            if not self._client.token:
-                answer = self._client.call("POST", "/auth/login", {"email": ADMIN, "password": PASSWORD})
-                if answer.status != 200:
-                    return False
-                self._client.token = answer.json["accessToken"]
+            client.token = self._sessions.token(client.url, self._user, refused=self._refused)
         except urllib3.exceptions.HTTPError:
             return False
         entity = str(uuid.uuid4())
@@ -50,7 +55,7 @@ class Canary:
         body = {"id": entity, "name": "canary", "metadata": {f"n-{op}": op}}
         headers = {"Prefer": "wait=5", "X-Request-ID": f"chaos-op-{op}"}
         try:
-            answer = self._client.call("POST", "entities", body, headers)
+            answer = client.call("POST", "entities", body, headers)
         except urllib3.exceptions.HTTPError:
             self._history.add("unknown", op=op)
             return False
@@ -61,6 +66,6 @@ class Canary:
             self._history.add("ok", op=op, job=answer.json["id"])
         else:
             if answer.status == 401:
-                self._client.token = ""
+                self._refused = client.token
             self._history.add("fail" if answer.status < 500 else "unknown", op=op, status=answer.status)
         return False

@@ -7,26 +7,28 @@
     order      what was answered before something else was asked took effect before it (one entity), and what
                stands first in a bulk
     rest       after healing no job is open, outbox and queues are empty, the ledger agrees with itself
-    finality   a final state never changes
+    finality   a final state never changes, but a dead one by a redrive
     callbacks  each outcome that was asked for came, under one id, with one body, signed
     calls      each success with an effect on a third party came there, under one key, with one body; no other
     staleness  nothing is read that is older than what anybody had been shown before
+    streams    who watched was told every transition, once and in order
+    times      nothing takes effect or expires before its time, or after it
     privacy    no answer holds what is somebody else's, or another answer
     footprint  memory, descriptors and connections are about what they were
 """
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.crates import SHIP
 from tests.chaos.evidence import SUBSCRIBED, Evidence, Op
+from tests.chaos.history import Line
+from tests.chaos.staleness import staleness
+from tests.chaos.streams import streams
+from tests.chaos.times import times
 from tests.chaos.witness import Witnessed
-
-REPAYMENT_SECONDS = 5.0
-"""The cache's one stated staleness: what changed while workers did not reach Redis is forgotten within
-seconds of its return. Generous, for busy machines. At any other time a read may not be old at all."""
 
 MEMORY_FACTOR, MEMORY_SLACK = 1.6, 128 * 1024 * 1024
 FILES_FACTOR, FILES_SLACK = 1.5, 64
@@ -89,7 +91,7 @@ def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
         yield f"{name} did not succeed and took effect"
     if op.outcome == "ok" and op.state is None:
         yield f"{name} was accepted and has no outcome"
-    if op.state == "dead":
+    if op.state == "dead" and "is_brittle" not in op.facts:
         yield f"{name} ended dead, and nothing was wrong with it"
 
 
@@ -227,10 +229,14 @@ def _rest(evidence: Evidence) -> Iterator[str]:
 
 def _finality(evidence: Evidence) -> Iterator[str]:
     final: dict[str, tuple[float, tuple[object, ...]]] = {}
+    redriven: dict[str, float] = {}
+    for line in evidence.lines:
+        if line["event"] == "redriving":
+            redriven.setdefault(line["job"], line["at"])
     for line in evidence.seen():
         facts = (line["state"], line["sequence"], line.get("version"), line.get("nonces"))
         known = final.get(line["job"])
-        if known is None:
+        if known is None or _is_revived(known[1], line, redriven):
             if line["done"]:
                 final[line["job"]] = (line["at"], facts)
         elif facts != known[1] and (line["done"] or line["since"] > known[0]):
@@ -243,6 +249,12 @@ def _finality(evidence: Evidence) -> Iterator[str]:
             yield f"operation {line['op']} became two jobs under one key: {line['first']}, {line['job']}"
         if line["event"] == "lost":
             yield f"job {line['job']} was accepted and is answered {line['status']} at {line['at']:.3f}"
+
+
+def _is_revived(known: tuple[object, ...], line: Line, redriven: Mapping[str, float]) -> bool:
+    """Whether a job that was dead has moved on, after a redrive."""
+    is_asked = redriven.get(line["job"], float("inf")) <= line["at"]
+    return is_asked and known[0] == "dead" and line["sequence"] > int(str(known[1]))
 
 
 # ---- callbacks -------------------------------------------------------------------------------
@@ -289,62 +301,6 @@ def _calls(evidence: Evidence) -> Iterator[str]:
     for key, sent in bodies.items():
         if len(sent) > 1:
             yield f"{key} came to the third party with {len(sent)} bodies"
-
-
-# ---- staleness -------------------------------------------------------------------------------
-
-
-def _staleness(evidence: Evidence) -> Iterator[str]:
-    shown: dict[str, list[tuple[float, int]]] = defaultdict(list)  # when, and the highest version until then
-    cleared: dict[str, float] = {}
-    troubles = _cache_troubles(evidence)
-    for line in evidence.lines:
-        if line["event"] == "invoke" and line["kind"] == "delete":
-            cleared.setdefault(line["entity"], line["at"])
-    for line in evidence.lines:
-        match line["event"]:
-            case "seen" if line["state"] == "succeeded" and "version" in line:
-                _note(shown[line["entity"]], line["at"], line["version"])
-            case "read":
-                if any(begin <= line["at"] and line["since"] <= end for begin, end in troubles):
-                    continue
-                floor = _floor(shown[line["entity"]], line["since"])
-                if "version" not in line:
-                    if (
-                        floor
-                        and line["status"] == 404
-                        and cleared.get(line["entity"], line["at"]) >= line["at"]
-                    ):
-                        yield f"entity {line['entity']} was at {floor} and not found at {line['since']:.3f}"
-                    continue
-                if line["version"] < floor:
-                    yield (
-                        f"entity {line['entity']} was shown at {floor}, and read at {line['version']} "
-                        f"at {line['since']:.3f}"
-                    )
-                _note(shown[line["entity"]], line["at"], line["version"])
-
-
-def _cache_troubles(evidence: Evidence) -> list[tuple[float, float]]:
-    """When what a read brings may be what the cache has kept, and workers could not correct."""
-    troubles = []
-    for line in evidence.lines:
-        reaches_workers = "redis" in line.get("name", "").replace("api-redis", "")
-        if line["event"] == "fault" and reaches_workers:
-            troubles.append((line["at"], float("inf")))
-        elif line["event"] == "healed" and reaches_workers:
-            troubles[-1] = (troubles[-1][0], line["at"] + REPAYMENT_SECONDS)
-    return troubles
-
-
-def _note(shown: list[tuple[float, int]], at: float, version: int) -> None:
-    if not shown or version > shown[-1][1]:
-        shown.append((at, version))
-
-
-def _floor(shown: list[tuple[float, int]], since: float) -> int:
-    place = bisect_left(shown, (since, 0))
-    return shown[place - 1][1] if place else 0
 
 
 # ---- privacy ---------------------------------------------------------------------------------
@@ -406,7 +362,9 @@ RULES: dict[str, Callable[[Evidence], Iterator[str]]] = {
     "finality": _finality,
     "callbacks": _callbacks,
     "calls": _calls,
-    "staleness": _staleness,
+    "staleness": staleness,
+    "streams": streams,
+    "times": times,
     "privacy": _privacy,
     "footprint": _footprint,
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.data_directory import DataDirectory
 from tests.chaos.arena import KINDS, Arena, through
+from tests.chaos.disks import Disk
 from tests.kit.faulty_link import Mode, Weather
 from tests.kit.rabbitmq_cluster import RabbitMQCluster
 from tests.kit.replicated_postgres import ReplicatedPostgres
@@ -70,6 +71,10 @@ class ClusteredArena(Arena):
     def _redirect(self, port: int) -> None:
         for kind in KINDS:
             self.links[f"{kind}-postgres"].lead_to(port)
+
+    def _disks(self) -> dict[str, Disk]:
+        """None: its servers are several, each with a disk of its own."""
+        return {}
 
     def _targets(self) -> dict[str, int]:
         first, *others = self.rabbitmq.nodes

@@ -103,9 +103,10 @@ def chaos(
     """Break a platform of its own while clients work with it, and judge what they were told.
 
     It runs with RabbitMQ, Redis and prefork workers, a faulty link between every pair of them. Processes and
-    servers are killed, stopped and wiped, links delay, cut and swallow. Then everything heals, and every
-    answer, every change in the database and every callback is held against the promise. A run takes about a
-    minute more than it is given. Touches nothing that runs already. Exit status 0 only without a violation.
+    servers are killed, stopped and wiped, links delay, cut and swallow, disks fill up, clocks jump. Then
+    everything heals, and every answer, every change in the database and every callback is held against the
+    promise. A run takes about a minute more than it is given. Touches nothing that runs already. Exit status
+    0 only without a violation.
     """
     if seconds is not None and minutes is not None:
         raise click.UsageError("--seconds or --minutes, not both")

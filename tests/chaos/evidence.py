@@ -12,6 +12,7 @@ from standardwebhooks import Webhook
 from tests.chaos.arena import Footprint
 from tests.chaos.crates import DEPOT
 from tests.chaos.history import Line
+from tests.chaos.ledger import Transition
 from tests.chaos.witness import Witnessed
 from tests.kit.receiver import ReceivedRequest
 
@@ -58,6 +59,7 @@ class Op:
         answered: When its ``ok`` came.
         state: Its job's last state that anybody saw.
         version: That it made, where anybody saw it.
+        finished: When, as the job says.
     """
 
     number: int
@@ -71,6 +73,7 @@ class Op:
     job: str | None = None
     state: str | None = None
     version: int | None = None
+    finished: str | None = None
 
     @property
     def nonce(self) -> str:
@@ -88,6 +91,7 @@ class Evidence:
     """Everything.
 
     Attributes:
+        transitions: All that the ledger keeps.
         users: Ids by name.
         leftovers: What was not at rest in the end, a line each.
         ledger: What the ledger's own rules found.
@@ -107,6 +111,7 @@ class Evidence:
     settled: Collection[str] = ()
     shipments: Sequence[str] = ()
     calls: Sequence[Call] = ()
+    transitions: Sequence[Transition] = ()
     before: Footprint | None = None
     after: Footprint | None = None
 
@@ -139,6 +144,7 @@ class Evidence:
                 told.job = told.job or line["job"]
                 told.state = line["state"]
                 told.version = line.get("version", told.version)
+                told.finished = line.get("finished", told.finished)
         return ops
 
 

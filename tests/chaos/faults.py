@@ -13,12 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import psutil
+import psycopg
+import redis
+import urllib3
 
+from deploy.postgres_server import PostgresServer
 from models.failpoints import Step, points
 from tests.chaos import failover
-from tests.chaos.arena import KINDS, SERVERS, Arena
+from tests.chaos.arena import APIS, KINDS, SERVERS, Arena
 from tests.chaos.ledger import connect
 from tests.kit.faulty_link import Mode, Weather
+from tests.kit.upstream import ManagementApi
+from tests.kit.waiting import wait_until
 
 Lift = Callable[[], None]
 """Ends a fault."""
@@ -29,7 +35,7 @@ class Fault:
     """One that is planned.
 
     Attributes:
-        kind: What is done: ``kill``, ``wipe``, ``crash``, or a link's mode.
+        kind: What is done: ``kill``, ``wipe``, ``crash``, ``full``, ``ahead``, or a link's mode.
         target: To what: a kind of process, a server, a link, or a failpoint.
         seconds: How long it lasts; 0 of what is over at once, so that recovery counts from its begin.
         draw: A number of its own, for what is to be chosen when it comes.
@@ -47,13 +53,21 @@ class Fault:
         """Whether it is a crash, armed, to whose failpoint nobody has come yet."""
         return self.kind == CRASH and arena.is_armed(self.target)
 
+    def lacking(self, arena: Arena) -> str | None:
+        """What this machine has not got for it, in words; None: it can be had."""
+        if self.kind in ("full", "full-wal", "scarce") and self.target != "redis" and not arena.disks:
+            return "no tmpfs can be mounted, or it is a cluster"
+        if self.kind in ("ahead", "behind") and not arena.clocks:
+            return "clocks cannot be set: no C compiler, or not Linux with 64 bits"
+        return None
+
     def begin(self, arena: Arena) -> Lift:
         """Break it."""
         return _BEGIN[self.kind](arena, self)
 
 
 LINKS = (
-    "client-api",
+    *(f"client-{name}" for name in APIS),
     *(f"{kind}-{server}" for kind in KINDS for server in ("postgres", "rabbitmq")),
     "api-redis",
     "worker-redis",
@@ -82,6 +96,12 @@ CATALOGUE: tuple[tuple[str, str], ...] = (
     ("kill-backend", "postgres"),
     ("stop", "postgres"),
     *((CRASH, point) for point in points() if not point.endswith(Step.WITNESS)),
+    ("full", "postgres"),
+    ("full-wal", "postgres"),
+    ("full", "rabbitmq"),
+    ("scarce", "rabbitmq"),
+    ("full", "redis"),
+    *((kind, target) for kind in ("ahead", "behind") for target in KINDS),
 )
 """All that there are: kind and target. But for crashes around a witness, to which nobody comes without a job
 that kills its workers, and that is felt in the rounds after it."""
@@ -223,6 +243,92 @@ def _crash(arena: Arena, fault: Fault) -> Lift:
     return partial(arena.disarm, fault.target)
 
 
+# ---- disks -----------------------------------------------------------------------------------
+
+
+def _full(arena: Arena, fault: Fault) -> Lift:
+    """The server's disk. PostgreSQL, where it ended over it, is started again when there is room.
+
+    RabbitMQ goes on without its quorum queues (seen with 3.10): as its operator has to, we start it again.
+    """
+    if fault.target == "redis":
+        return _full_redis(arena)
+    disk = arena.disks[fault.target]
+    disk.fill()
+
+    def free() -> None:
+        disk.free()
+        if fault.target == "rabbitmq":
+            arena.rabbitmq.kill()
+        arena.restart(fault.target)
+
+    return free
+
+
+_BELOW_THE_LIMIT = 20 * 1024**2
+_ALARM_SECONDS = 15.0
+
+
+def _scarce(arena: Arena, _: Fault) -> Lift:
+    """So little is left of RabbitMQ's disk that it blocks whoever publishes (it looks every ten seconds)."""
+    disk = arena.disks["rabbitmq"]
+    disk.fill(leaving=_BELOW_THE_LIMIT)
+    broker = ManagementApi(arena.rabbitmq.api_url)
+    with suppress(
+        AssertionError, urllib3.exceptions.HTTPError
+    ):  # it is away, or slow: then it is not seen to be blocked
+        wait_until(
+            lambda: any(node.get("disk_free_alarm") for node in broker.call("GET", "/nodes")),
+            timeout_seconds=_ALARM_SECONDS,
+            every_seconds=0.5,
+            what="the alarm",
+        )
+    return disk.free
+
+
+def _full_wal(arena: Arena, fault: Fault) -> Lift:
+    """The same, where PostgreSQL needs the room for its log: that it does not survive."""
+    assert isinstance(arena.postgres, PostgresServer)
+    lift = _full(arena, fault)
+    # Segments that were used before are there to be used again.
+    with suppress(psycopg.Error), psycopg.connect(arena.postgres.superuser_url, autocommit=True) as one:
+        for _ in range(200):
+            one.execute("SELECT pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()")
+    return lift
+
+
+def _full_redis(arena: Arena) -> Lift:
+    """It has no disk, but memory: it goes on answering reads, and takes no writes."""
+
+    def limit(bytes_: str, policy: str) -> None:
+        with redis.Redis.from_url(arena.redis.url, socket_timeout=5) as client:
+            client.config_set("maxmemory-policy", policy)
+            client.config_set("maxmemory", bytes_)
+
+    limit("1", "noeviction")
+    return partial(limit, "64mb", "allkeys-lru")
+
+
+# ---- clocks ----------------------------------------------------------------------------------
+
+_OFF_BY_SECONDS = (90, 20 * 60, 3 * 3600, 30 * 3600)
+
+
+def _clock(arena: Arena, fault: Fault) -> Lift:
+    """A machine's: of one API, of the consumer, or of all workers."""
+    chance = random.Random(fault.draw)
+    names = sorted(name for name in arena.clocks if name.partition("-")[0] == fault.target)
+    met = names if fault.target == "worker" else [chance.choice(names)]
+    seconds = chance.choice(_OFF_BY_SECONDS) * (1 if fault.kind == "ahead" else -1)
+
+    def set_all(offset: int) -> None:
+        for name in met:
+            arena.clocks[name].set(offset)
+
+    set_all(seconds)
+    return partial(set_all, 0)
+
+
 def _nothing() -> None:
     """It is over by itself."""
 
@@ -237,6 +343,11 @@ _BEGIN: dict[str, Callable[[Arena, Fault], Lift]] = {
     "wipe": _wipe,
     CRASH: _crash,
     **failover.BEGIN,
+    "full": _full,
+    "full-wal": _full_wal,
+    "scarce": _scarce,
+    "ahead": _clock,
+    "behind": _clock,
 }
 
 

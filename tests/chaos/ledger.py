@@ -21,6 +21,20 @@ class Rule:
     query: str
 
 
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A job's change of state, as the ledger keeps it.
+
+    Attributes:
+        owner: Id of the user whose job it is.
+    """
+
+    sequence: int
+    job: str
+    owner: str
+    state: str
+
+
 RULES = (
     Rule("jobs without a final state", f"SELECT id, state FROM jobs WHERE state NOT IN {_FINAL}"),
     Rule("final jobs that are still to be announced", "SELECT id FROM jobs WHERE announce_at IS NOT NULL"),
@@ -130,6 +144,16 @@ def hasten(database_url: str) -> None:
             """UPDATE deliveries SET announce_at = now() WHERE announce_at > now()
             AND (state = 'retrying' OR announce_at > now() + interval '61 seconds')"""
         )
+
+
+def transitions(database_url: str) -> list[Transition]:
+    """Every change of state, in no order."""
+    with connect(database_url) as connection:
+        rows = connection.execute(
+            """SELECT job_events.sequence, job_id::text, principal_id::text, job_events.state
+            FROM job_events JOIN jobs ON jobs.id = job_id"""
+        ).fetchall()
+    return [Transition(int(str(n)), str(job), str(owner), str(state)) for n, job, owner, state in rows]
 
 
 def count_jobs(database_url: str, state: str = "%") -> int:

@@ -60,8 +60,7 @@ class Provoker:
         self._arena = arena
         self._worker = worker
         self._user_id = user_id
-        url = f"http://127.0.0.1:{arena.api_port}"
-        self._admin = Client(url, admin_token, timeout_seconds=_ANSWER_SECONDS)
+        self._admin = Client(arena.direct_urls[0], admin_token, timeout_seconds=_ANSWER_SECONDS)
         self._held: psycopg.Connection[Any] | None = None
         self._held_since = datetime.now(UTC)
         self._has_aged = False

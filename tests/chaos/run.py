@@ -5,9 +5,11 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from tests.chaos import faults, ledger, witness
 from tests.chaos.arena import ADMIN, PASSWORD, Arena, Footprint, running_arena
@@ -19,17 +21,25 @@ from tests.chaos.evidence import SUBSCRIBED, Evidence, arrivals, calls
 from tests.chaos.garden import Garden
 from tests.chaos.history import History, kept
 from tests.chaos.provoker import Provoker
+from tests.chaos.redriver import Redriver
+from tests.chaos.sessions import Sessions
 from tests.chaos.stopwatch import Pace, Stopwatch
 from tests.chaos.upstream import UpstreamSystem
-from tests.chaos.workload import User, Worker
+from tests.chaos.user import User
+from tests.chaos.watcher import EventWatcher, StreamWatcher, Watcher
+from tests.chaos.wire import Wire
+from tests.chaos.workload import Worker
 from tests.kit.client import Client
 from tests.kit.receiver import Behaviour, Exchange, WebhookReceiver, answer
 from tests.kit.upstream import ManagementApi
+from tests.kit.waiting import wait_until
 
 WARM_UP_SECONDS = 4.0
 _HASTEN_EVERY_SECONDS = 8.0
+_READY_SECONDS = 30.0
 _USERS = ("ada", "bob")
 
+_Watcher = TypeVar("_Watcher", bound=Watcher)
 Say = Callable[[str], None]
 
 
@@ -145,11 +155,12 @@ class Run:
         self._footprints: list[Footprint] = []
         self._crashed: dict[str, float] = {}
         self._unreached: list[str] = []
+        self._streams: list[StreamWatcher] = []
         self._users = _furnish(arena)
-        url = f"http://127.0.0.1:{arena.api_port}"
-        self._canary = Canary(url, history, self._users[0].token)
-        # Those who look at the end: not through the clients' link, which they would only wait for.
-        self._lookers = [self._worker(url, user, random.Random(0)) for user in self._users]
+        self._sessions = Sessions()
+        self._canary = Canary(arena.direct_urls, self._users[0], self._sessions, history)
+        # Those who look at the end: not through the clients' links, which they would only wait for.
+        self._lookers = [self._worker(arena.direct_urls, user, random.Random(0)) for user in self._users]
         self._provoker = Provoker(arena, self._lookers[1], self._users[0].token, self._users[1].id)
 
     def result(self) -> Result:
@@ -157,36 +168,46 @@ class Run:
         chance = random.Random(f"workload-{self._plan.seed}")
         clients = [user for user in self._users if user.name in _USERS] * self._plan.clients
         workers = [
-            self._worker(self._arena.url, one, random.Random(chance.random()), self._stopwatch)
+            self._worker(self._arena.urls, one, random.Random(chance.random()), self._stopwatch)
             for one in clients
         ]
         crowd = Crowd(workers, self._plan.rate, chance)
         upstream = UpstreamSystem(
             self._arena.rabbitmq.url, EVERYONE, self._history, random.Random(chance.random()), rate=3
         )
-        crowd.start()
-        upstream.start()
+        self._streams = [self._watcher(StreamWatcher, user, chance) for user in self._users]
+        watchers = [*self._streams, *(self._watcher(EventWatcher, user, chance) for user in self._users)]
+        own = random.Random(chance.random())
+        redriver = Redriver(self._arena.urls, self._users[0], self._sessions, self._history, own)
+        busy: list[Crowd | UpstreamSystem | Watcher | Redriver] = [crowd, upstream, redriver, *watchers]
+        for one in busy:
+            one.start()
         time.sleep(WARM_UP_SECONDS)
         before = self._arena.footprint()
         try:
             self._break_everything()
         finally:
             self._arena.heal()
-            crowd.stop()
-            upstream.stop()
+            for one in busy:
+                one.stop()
         self._provoker.tidy()
         self._say("healed; waiting for rest")
         rest_seconds = self._await_rest()
         self._say(f"at rest after {rest_seconds:.0f} s; looking everything over")
         for looker in self._lookers:
             looker.collect()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda stream: stream.catch_up(self._arena.direct_urls[0]), self._streams))
         return self._judged(before, rest_seconds)
 
     def _break_everything(self) -> None:
         pause = self._plan.seconds / max(len(self._plan.rounds), 1)
         began = time.monotonic()
-        for place, planned in enumerate(self._plan.rounds):
+        for place, given in enumerate(self._plan.rounds):
             time.sleep(max(began + place * pause - time.monotonic(), 0 if self._plan.is_hurried else 0.3))
+            planned = self._possible(given)
+            if not planned:
+                continue
             name = " + ".join(map(str, planned))
             self._history.add("fault", name=name, seconds=[one.seconds for one in planned])
             lifts = faults.begin_all(self._arena, planned)
@@ -234,6 +255,14 @@ class Run:
         if any(one.kind != faults.CRASH for one in planned):
             ledger.hasten(self._arena.postgres.url)
 
+    def _possible(self, given: Sequence[faults.Fault]) -> list[faults.Fault]:
+        """Those for which this machine has the means; of the others it is said that they are left out."""
+        lacking = {one: one.lacking(self._arena) for one in given}
+        for one, what in lacking.items():
+            if what is not None:
+                self._say(f"LEFT OUT {one}: {what}")
+        return [one for one in given if lacking[one] is None]
+
     def _await_rest(self) -> float:
         """Wait until nothing is left to be done; what is then still left is put down."""
         url = self._arena.postgres.url
@@ -252,12 +281,15 @@ class Run:
 
     def _judged(self, before: Footprint, rest_seconds: float) -> Result:
         url = self._arena.postgres.url
-        if not self._arena.is_ready():
+        try:
+            wait_until(self._arena.is_ready, timeout_seconds=_READY_SECONDS, every_seconds=0.5, what="ready")
+        except AssertionError:
             self._leftovers.append("the platform does not say that it is ready")
         after = self._arena.footprint()
         evidence = Evidence(
             lines=self._history.lines,
             testimonies=witness.testimonies(url),
+            transitions=ledger.transitions(url),
             arrivals=arrivals(self._receiver.requests, {user.name: user.secret for user in self._users}),
             users={user.name: user.id for user in self._users},
             leftovers=self._leftovers,
@@ -284,11 +316,16 @@ class Run:
             unreached=self._unreached,
         )
 
+    def _watcher(self, kind: type[_Watcher], user: User, chance: random.Random) -> _Watcher:
+        own = random.Random(chance.random())
+        return kind(self._arena.urls, user, self._sessions, self._history, self._garden, own)
+
     def _worker(
-        self, url: str, user: User, chance: random.Random, stopwatch: Stopwatch | None = None
+        self, urls: Sequence[str], user: User, chance: random.Random, stopwatch: Stopwatch | None = None
     ) -> Worker:
         others = [one for one in self._users if one.name in _USERS and one.name != user.name]
-        return Worker(url, user, self._history, self._garden, chance, others, stopwatch, self._plan.reads)
+        wire = Wire(urls, user, self._sessions, self._history, chance, stopwatch)
+        return Worker(wire, user, self._history, self._garden, chance, others, self._plan.reads)
 
 
 def _by_quarter(footprints: Sequence[Footprint]) -> dict[str, list[int]]:
@@ -308,8 +345,10 @@ def _by_quarter(footprints: Sequence[Footprint]) -> dict[str, list[int]]:
 
 def _furnish(arena: Arena) -> list[User]:
     """The users, each with a callback endpoint; and the admin, who may see every job and has none."""
-    admin = Client(f"http://127.0.0.1:{arena.api_port}")
-    found = [User(EVERYONE, ADMIN, PASSWORD, "", "", "", admin.log_in(ADMIN, PASSWORD))]
+    admin = Client(arena.direct_urls[0])
+    token = admin.log_in(ADMIN, PASSWORD)
+    known = {one["email"]: one["id"] for one in admin.call("GET", "users").json["items"]}
+    found = [User(EVERYONE, ADMIN, PASSWORD, known[ADMIN], token=token)]
     for name in _USERS:
         email = f"{name}@example.org"
         made = admin.outcome("POST", "users", {"email": email, "password": PASSWORD, "role": "user"})

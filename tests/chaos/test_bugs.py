@@ -25,6 +25,12 @@ MARKS = {
     "show-everything": "is somebody else's",
     "read-stale": "was shown at",
     "leak-descriptors": "descriptors",
+    "run-early": "took effect too early",
+    "trust-own-clock": "expired too early",
+    "leave-out-transitions": "was not told",
+    "repeat-events": "again or too late",
+    "ignore-conditions": "demanded version",
+    "redrive-without-end": "did not end exactly once",
     "disable-sweep": "an open job",
 }
 TOGETHER = [name for name in MARKS if name != "disable-sweep"]
@@ -37,12 +43,14 @@ TOGETHER = [name for name in MARKS if name != "disable-sweep"]
     [
         # A reply that is lost makes a client send again, and a worker its callback.
         # Who crashes before its commit has lost what it acknowledged early.
+        # With that number the consumer's clock is three hours behind.
         (
             TOGETHER,
             [
                 Fault("swallow", "client-api", 3, 7),
                 Fault("truncate", "worker-receiver", 4, 1),
                 Fault("crash", "before-take-in", 4, 1),
+                Fault("behind", "consumer", 8, 4),
             ],
             40,
         ),

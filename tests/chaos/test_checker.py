@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,10 +11,20 @@ from tests.chaos.arena import Footprint
 from tests.chaos.checker import RULES, check
 from tests.chaos.evidence import Arrival, Call, Evidence
 from tests.chaos.history import Line
+from tests.chaos.ledger import Transition
 from tests.chaos.witness import Witnessed
 
 ENTITY, OTHERS = "e-1", "e-2"
 FEET = Footprint({"api": 100 << 20, "worker": 90 << 20}, {"api": 30, "worker": 30}, 20)
+
+
+HERS = [
+    Transition(1, "j-1", "u-ada", "queued"),
+    Transition(2, "j-2", "u-ada", "queued"),
+    Transition(10, "j-1", "u-ada", "succeeded"),
+    Transition(20, "j-2", "u-ada", "succeeded"),
+    Transition(60, "j-6", "u-ada", "cancelled"),
+]
 
 
 def sound() -> Evidence:
@@ -33,8 +44,9 @@ def sound() -> Evidence:
         {"at": 1.1, "event": "fail", "op": 4, "status": 412},
         invoke(1.2, 5, "patch"),
         {"at": 1.3, "event": "unknown", "op": 5},
-        invoke(1.4, 6, "patch", run_at="later"),
+        invoke(1.4, 6, "patch", run_at=_moment(50)),
         ok(1.5, 6),
+        {"at": 1.55, "event": "withdraw", "job": "j-6"},
         seen(1.6, 6, state="cancelled"),
         seen(1.9, 1, operation="create", version=1, nonces=["n-1"]),
         invoke(2.0, 7, "create", user="bob", entity=OTHERS),
@@ -44,6 +56,12 @@ def sound() -> Evidence:
         ok(3.1, 8),
         seen(3.2, 8, operation="delete"),
         {"at": 3.4, "since": 3.3, "event": "read", "user": "ada", "entity": ENTITY, "status": 404},
+        {"at": 0.0, "event": "watching", "watch": 1, "user": "ada", "job": None, "after": 0},
+        *(told(0.5, 1, one) for one in HERS),
+        {"at": 3.5, "event": "watched", "watch": 1},
+        {"at": 0.35, "event": "watching", "watch": 2, "user": "ada", "job": "j-2", "after": None},
+        told(0.5, 2, HERS[-2]),
+        {"at": 0.5, "event": "watched", "watch": 2},
     ]
     lines.append({"at": 3.5, "event": "confirmed", "op": 9, "message": "m-9"})
     testimonies = [
@@ -66,9 +84,19 @@ def sound() -> Evidence:
         settled={"m-9"},
         shipments=["j-20", "j-21"],
         calls=[Call("j-20.ship", "d20"), Call("j-21.ship", "d21"), Call("j-21.ship", "d21")],
+        transitions=[*HERS, Transition(70, "j-7", "u-bob", "succeeded")],
         before=FEET,
         after=FEET,
     )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def told(at: float, watch: int, one: Transition) -> Line:
+    facts = {"sequence": one.sequence, "job": one.job, "state": one.state}
+    return {"at": at, "event": "told", "watch": watch, "done": one.state != "queued", **facts}
 
 
 def invoke(
@@ -143,6 +171,15 @@ def with_arrivals(change: Callable[[list[Arrival]], None]) -> Evidence:
     changed = list(sound().arrivals)
     change(changed)
     return replace(sound(), arrivals=changed)
+
+
+def of_two(**facts: Any) -> Callable[[Line], Line]:
+    """Operation 2 asks for more."""
+    return lambda line: line | facts if line["event"] == "invoke" and line["op"] == 2 else line
+
+
+def with_every(change: Callable[[Line], Line]) -> Evidence:
+    return replace(sound(), lines=[change(line) for line in sound().lines])
 
 
 def put(place: int, **facts: Any) -> Callable[[list[Any]], None]:
@@ -257,6 +294,40 @@ PLANTED: dict[str, tuple[Evidence, str, str]] = {
         "finality",
         "j-2 was ('succeeded'",
     ),
+    "redriven before it was asked": (
+        with_lines(
+            invoke(2.5, 9, "create", via="redriver", is_brittle=True),
+            ok(2.6, 9),
+            seen(2.7, 9, operation="create", state="dead"),
+            seen(2.8, 9, operation="create", version=5, sequence=95),
+            {"at": 2.9, "event": "redriving", "job": "j-9"},
+        ),
+        "finality",
+        "was ('dead'",
+    ),
+    "redriven back in time": (
+        with_lines(
+            invoke(2.5, 9, "create", via="redriver", is_brittle=True),
+            ok(2.6, 9),
+            seen(2.7, 9, operation="create", state="dead"),
+            {"at": 2.75, "event": "redriving", "job": "j-9"},
+            seen(2.8, 9, operation="create", version=5, sequence=85),
+        ),
+        "finality",
+        "was ('dead'",
+    ),
+    "end of a redriven one changed": (
+        with_lines(
+            invoke(2.5, 9, "create", via="redriver", is_brittle=True),
+            ok(2.6, 9),
+            seen(2.7, 9, operation="create", state="dead"),
+            {"at": 2.75, "event": "redriving", "job": "j-9"},
+            seen(2.8, 9, operation="create", version=5, sequence=95),
+            seen(2.9, 9, operation="create", state="failed", sequence=99),
+        ),
+        "finality",
+        "was ('succeeded'",
+    ),
     "replied otherwise": (
         with_lines({"at": 2.5, "event": "replied", "op": 2, "job": "j-2", "state": "failed"}),
         "finality",
@@ -330,6 +401,73 @@ PLANTED: dict[str, tuple[Evidence, str, str]] = {
         "staleness",
         "not found",
     ),
+    "told twice": (with_lines(told(3.45, 1, HERS[1])), "streams", "told 2 again or too late, after 60"),
+    "told too little": (
+        without_line(lambda line: line["event"] == "told" and line["watch"] == 1 and line["job"] == "j-2"),
+        "streams",
+        "was not told 2 transitions",
+    ),
+    "told nothing": (
+        without_line(lambda line: line["event"] == "told"),
+        "streams",
+        "was not told 5 transitions",
+    ),
+    "told what never was": (
+        with_lines(told(3.45, 1, Transition(80, "j-6", "u-ada", "succeeded"))),
+        "streams",
+        "which never was",
+    ),
+    "told after the end": (
+        with_lines(told(0.6, 2, Transition(30, "j-2", "u-ada", "queued"))),
+        "streams",
+        "went on with job j-2 after its end",
+    ),
+    "told of another's": (
+        with_lines(told(3.45, 1, Transition(70, "j-7", "u-bob", "succeeded"))),
+        "streams",
+        "which it is not about",
+    ),
+    "stream that ends early": (
+        with_every(
+            lambda line: (
+                line | {"sequence": 2, "state": "queued", "done": False} if line.get("watch") == 2 else line
+            )
+        ),
+        "streams",
+        "ended before its job",
+    ),
+    "too early": (
+        with_every(of_two(run_at=_moment(50))),
+        "times",
+        "took effect too early, by 50.000 s",
+    ),
+    "too late": (
+        replace(
+            with_testimonies(put(1, at=60.0)),
+            lines=with_every(of_two(expires_at=_moment(50))).lines,
+        ),
+        "times",
+        "took effect after it had expired, by 10.000 s",
+    ),
+    "expired too early": (
+        with_lines(
+            invoke(2.5, 9, "patch", lasts_until=_moment(50)),
+            ok(2.6, 9),
+            seen(2.7, 9, state="expired", finished=_moment(20)),
+        ),
+        "times",
+        "expired too early, by 30.000 s",
+    ),
+    "expired without an end": (
+        with_lines(invoke(2.5, 9, "patch"), ok(2.6, 9), seen(2.7, 9, state="expired")),
+        "times",
+        "was to last",
+    ),
+    "cancelled unasked": (
+        without_line(lambda line: line["event"] == "withdraw"),
+        "times",
+        "nobody asked for that",
+    ),
     "foreign entity": (
         with_lines({"at": 2.5, "event": "foreign", "user": "bob", "entity": ENTITY, "status": 200}),
         "privacy",
@@ -377,6 +515,20 @@ def test_sound_run_passes() -> None:
     assert [str(one) for one in check(sound())] == []
 
 
+def test_dead_job_may_be_redriven_and_succeed_then() -> None:
+    made = Witnessed(6, "e-3", "insert", ("n-9",), None, 1, "t6")
+    more = with_lines(
+        invoke(2.5, 9, "create", entity="e-3", via="redriver", is_brittle=True),
+        ok(2.6, 9),
+        seen(2.7, 9, entity="e-3", operation="create", state="dead"),
+        {"at": 2.75, "event": "redriving", "job": "j-9"},
+        seen(2.8, 9, entity="e-3", operation="create", state="queued", done=False, sequence=93),
+        seen(2.9, 9, entity="e-3", operation="create", version=1, sequence=95),
+    )
+
+    assert [str(one) for one in check(replace(more, testimonies=[*more.testimonies, made]))] == []
+
+
 def test_unknown_operation_may_have_happened_or_not() -> None:
     without = with_testimonies(put(2, nonces=("n-3",), version=3))
     testimonies = [*without.testimonies[:-1], replace(without.testimonies[-1], from_version=3, version=4)]
@@ -395,16 +547,26 @@ def test_what_overlaps_may_take_effect_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "healed", "is_excused"),
-    [("stop redis", 0.9, True), ("delay api-redis", 0.9, False), ("reset worker-redis", -4.2, False)],
+    ("name", "begun", "healed", "shown", "is_excused"),
+    [
+        ("stop redis", -4.5, 0.9, 0.1, True),  # it has just come back
+        ("stop redis", -4.5, -4.2, 0.1, False),
+        ("stop redis", -4.5, 8.0, 0.1, True),  # for the moment that it takes to tell
+        ("stop redis", -4.5, 8.0, 2.5, False),
+        ("reset worker-redis", 0.0, 3.0, 0.1, True),
+        ("reset worker-redis", 0.0, 3.0, 2.5, False),
+        ("reset worker-redis + stop postgres", 0.0, 3.0, 2.5, True),
+        ("delay api-redis", -4.5, 0.9, 0.1, False),
+    ],
 )
-def test_old_reads_are_excused_only_while_workers_do_not_reach_redis(
-    name: str, healed: float, is_excused: bool
+def test_old_reads_are_excused_only_where_the_readme_says_so(
+    name: str, begun: float, healed: float, shown: float, is_excused: bool
 ) -> None:
+    """Version 3 was shown at 0.8, and long ago at the latest 2 s after that."""
     evidence = with_lines(
-        {"at": -4.5, "event": "fault", "name": name},
+        {"at": begun, "event": "fault", "name": name},
         {"at": healed, "event": "healed", "name": name},
-        read(1.0, version=2, nonces=["n-1"]),
+        read(0.9 + shown, version=2, nonces=["n-1"]),
     )
 
     assert any(one.rule == "staleness" for one in check(evidence)) is not is_excused

@@ -5,6 +5,7 @@ import random
 import threading
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pika
@@ -86,21 +87,48 @@ class UpstreamSystem:
             _quietly(upstream.close)
 
     def _publish(self, upstream: Upstream) -> None:
+        self._plots = [one for one in self._plots if not one.is_cleared]
         is_new = not self._plots or self._chance.random() < 0.25
         if is_new:
             self._plots = [*self._plots[-8:], Plot(str(uuid.uuid4()), self._user)]
         plot = self._plots[-1] if is_new else self._chance.choice(self._plots)
-        kind = "create" if is_new else "patch"
-        op = self._history.invoke(kind, user=self._user, entity=plot.entity, via="amqp")
-        body: dict[str, Any] = {"metadata": {f"n-{op}": op}}
-        if is_new:
+        kind = "create" if is_new else "delete" if self._chance.random() < 0.06 else "patch"
+        plot.is_cleared = kind == "delete"
+        timing, facts, expiration = self._timing() if kind == "patch" else ({}, {}, None)
+        op = self._history.invoke(kind, user=self._user, entity=plot.entity, via="amqp", **facts)
+        body: dict[str, Any] | None = None if kind == "delete" else {"metadata": {f"n-{op}": op}}
+        if body is not None and is_new:
             body["name"] = f"sown by {op}"
         message_id = f"chaos-{op}"
         self._open[message_id] = op
-        headers = {"resource-id": plot.entity}
-        for _ in range(2 if self._chance.random() < 0.1 else 1):  # a repeated message is the same job
-            upstream.publish(f"entities.{kind}", body, headers=headers, message_id=message_id)
+        headers = {"resource-id": plot.entity, **timing}
+        properties = {} if expiration is None else {"expiration": expiration}
+        # A repeated message is the same job; but where it may expire, its first copy alone may do so.
+        for _ in range(2 if expiration is None and self._chance.random() < 0.1 else 1):
+            upstream.publish(
+                f"entities.{kind}",
+                b"" if body is None else body,
+                headers=headers,
+                message_id=message_id,
+                **properties,
+            )
         self._history.add("confirmed", op=op, message=message_id)
+
+    def _timing(self) -> tuple[dict[str, str], dict[str, str], str | None]:
+        """At times a message that is to be done later, or not too late: headers, facts, expiration."""
+        drawn = self._chance.random()
+        now = datetime.now(UTC)
+        if drawn < 0.08:
+            at = (now + timedelta(seconds=self._chance.uniform(0.5, 6))).isoformat()
+            return {"run-at": at}, {"run_at": at}, None
+        if drawn < 0.4:
+            seconds = round(self._chance.choice([self._chance.uniform(0.2, 2), 3600.0, 3600.0]), 3)
+            return (
+                {},
+                {"lasts_until": (now + timedelta(seconds=seconds)).isoformat()},
+                f"{seconds * 1000:.0f}",
+            )
+        return {}, {}, None
 
     def _take_replies(self, upstream: Upstream) -> None:
         while True:

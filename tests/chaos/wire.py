@@ -1,14 +1,16 @@
-"""The wire of one client of the workload: logs in, sends again, times. What is sent: ``workload.py``."""
+"""The wire of one client of the workload: picks an API, sends again, times. What is sent: ``workload.py``."""
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import urllib3
 
 from tests.chaos.history import History
+from tests.chaos.sessions import Sessions
 from tests.chaos.stopwatch import Stopwatch
+from tests.chaos.user import User
 from tests.kit.client import Client, Reply
 
 ANSWER_SECONDS = 6.0
@@ -20,12 +22,12 @@ _BODILESS = (204, 304)
 
 
 class Wire:
-    """Speaks to the API for one user.
+    """Speaks to the APIs for one user: now to this, now to that, as behind a balancer.
 
     Args:
-        url: The API's.
-        email: Who logs in.
-        password: Theirs.
+        urls: The APIs'.
+        user: Who logs in.
+        sessions: Shared with the others.
         history: Whose clock counts.
         chance: Seeded.
         stopwatch: Times requests that do not wait on purpose.
@@ -34,20 +36,25 @@ class Wire:
 
     def __init__(
         self,
-        url: str,
-        email: str,
-        password: str,
+        urls: Sequence[str],
+        user: User,
+        sessions: Sessions,
         history: History,
         chance: random.Random,
         stopwatch: Stopwatch | None = None,
         token: str = "",
     ) -> None:
-        self._client = Client(url, token, timeout_seconds=ANSWER_SECONDS)
-        self._email = email
-        self._password = password
+        self._clients = [Client(url, timeout_seconds=ANSWER_SECONDS) for url in urls]
+        self._client = chance.choice(self._clients)
+        self._user = user
+        self._sessions = sessions
         self._history = history
         self._chance = chance
         self._stopwatch = stopwatch
+
+    def turn(self) -> None:
+        """Go on with whichever API."""
+        self._client = self._chance.choice(self._clients)
 
     def persist(
         self, method: str, path: str, body: Any, headers: Mapping[str, str], key: str | None
@@ -61,6 +68,7 @@ class Wire:
         for attempt in range(RESENDS if key and self._chance.random() < 0.8 else 1):
             if attempt:
                 time.sleep(self._chance.uniform(0.05, 0.5))
+                self.turn()
             try:
                 reply = self.call(method, path, body, headers)
             except urllib3.exceptions.HTTPError:
@@ -78,12 +86,14 @@ class Wire:
         Raises:
             urllib3.exceptions.HTTPError: No answer, or not all of one.
         """
-        if not self._client.token:
-            self._log_in()
+        client = self._client
+        client.token = self._sessions.token(client.url, self._user)
         reply = self._timed(method, path, body, headers)
         if reply.status == 401:  # refused for certain: nothing of it has happened
-            self._log_in()
+            client.token = self._sessions.token(client.url, self._user, refused=client.token)
             reply = self._timed(method, path, body, headers)
+        if reply.status == 401:
+            raise urllib3.exceptions.HTTPError("not let in: its clock is behind the database's")
         if reply.status not in _BODILESS and str(len(reply.body)) != reply.headers.get("content-length"):
             raise urllib3.exceptions.HTTPError("cut off in its head, which Python's client takes for its end")
         return reply
@@ -99,9 +109,3 @@ class Wire:
                 is_error = status == 0 or status >= 500
                 self._stopwatch.note(asked, self._history.now() - asked, is_error=is_error)
         return reply
-
-    def _log_in(self) -> None:
-        answer = self._client.call("POST", "/auth/login", {"email": self._email, "password": self._password})
-        if answer.status != 200:
-            raise urllib3.exceptions.HTTPError(f"no log-in: {answer.status}")
-        self._client.token = answer.json["accessToken"]

@@ -1,4 +1,4 @@
-"""The witness: a trigger on ``entities`` that records every change in the transaction that makes it.
+"""The witness: a trigger on entities (and brittles) that records every change in its own transaction.
 
 It is the harness's own, so what it says does not depend on the ledger, whose word it is held against. Each
 operation of the workload leaves a *nonce* in the entity's metadata, so one row of the witness tells which
@@ -35,6 +35,8 @@ BEGIN
 END $$;
 CREATE OR REPLACE TRIGGER chaos_witness AFTER INSERT OR UPDATE OR DELETE ON entities
 FOR EACH ROW EXECUTE FUNCTION chaos_testify();
+CREATE OR REPLACE TRIGGER chaos_witness AFTER INSERT OR UPDATE OR DELETE ON brittles
+FOR EACH ROW EXECUTE FUNCTION chaos_testify();
 """
 
 
@@ -47,6 +49,7 @@ class Witnessed:
         action: insert, update or delete.
         nonces: Of the operations that are in it, in no order.
         from_version: None of an insert.
+        at: POSIX seconds, by the database's clock.
     """
 
     n: int
@@ -56,6 +59,7 @@ class Witnessed:
     from_version: int | None
     version: int
     transaction_id: str
+    at: float = 0.0
 
 
 def install(database_url: str) -> None:
@@ -66,8 +70,8 @@ def install(database_url: str) -> None:
 
 def testimonies(database_url: str) -> Sequence[Witnessed]:
     """All that it saw, in its order."""
-    query = """SELECT n, entity_id::text, action, nonces, from_version, version, transaction_id
-        FROM chaos_witness ORDER BY n"""
+    query = """SELECT n, entity_id::text, action, nonces, from_version, version, transaction_id,
+        extract(epoch FROM at)::float8 FROM chaos_witness ORDER BY n"""
     with connect(database_url) as connection, connection.cursor(row_factory=args_row(_witnessed)) as cursor:
         return cursor.execute(query).fetchall()
 
@@ -80,5 +84,6 @@ def _witnessed(
     from_version: int | None,
     version: int,
     transaction_id: str,
+    at: float,
 ) -> Witnessed:
-    return Witnessed(n, entity, action, tuple(nonces), from_version, version, transaction_id)
+    return Witnessed(n, entity, action, tuple(nonces), from_version, version, transaction_id, at)

@@ -8,7 +8,6 @@ Over AMQP: ``upstream.py``.
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,65 +15,47 @@ import urllib3
 
 from tests.chaos.garden import Errand, Garden, Plot
 from tests.chaos.history import History
-from tests.chaos.stopwatch import Stopwatch
+from tests.chaos.user import User
 from tests.chaos.wire import Wire
 
 Item = tuple[str, int, Plot, dict[str, Any]]
 """Of a bulk: what is done, its operation's number, to what, and with which data."""
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Somebody who works with the platform.
-
-    Attributes:
-        endpoint: Their callback endpoint.
-        secret: What signs its callbacks.
-        token: To begin with.
-    """
-
-    name: str
-    email: str
-    password: str
-    id: str
-    endpoint: str
-    secret: str
-    token: str
+_ELSEWHERE = 0.3
+"""So many acts go to whichever API."""
 
 
 class Worker:
     """One client: does one thing after the other.
 
     Args:
-        url: The API's.
+        wire: Its own.
         user: For whom it works.
         history: Told of everything.
         garden: Shared with the others.
         chance: Its own, seeded.
         others: Users whose entities it must never see.
-        stopwatch: Times requests that do not wait on purpose.
         reads: The share of its acts that only look.
     """
 
     def __init__(
         self,
-        url: str,
+        wire: Wire,
         user: User,
         history: History,
         garden: Garden,
         chance: random.Random,
         others: Sequence[User] = (),
-        stopwatch: Stopwatch | None = None,
         reads: float = 0.3,
     ) -> None:
-        self._wire = Wire(url, user.email, user.password, history, chance, stopwatch, user.token)
+        self._wire = wire
         self._user = user
         self._others = others
         self._history = history
         self._garden = garden
         self._chance = chance
         writes = [
-            (self.patch, 40),
+            (self.patch, 36),
+            (self.replace, 4),
             (self.create, 12),
             (self.bulk, 4),
             (self.delete, 3),
@@ -97,6 +78,8 @@ class Worker:
 
     def act(self) -> None:
         """Do something, by chance. Never raises for what the platform does."""
+        if self._chance.random() < _ELSEWHERE:
+            self._wire.turn()
         acts, weights = zip(*self._acts, strict=True)
         (act,) = self._chance.choices(acts, weights)
         try:
@@ -130,6 +113,22 @@ class Worker:
         headers = {"If-Match": f'"{if_match}"'} if if_match is not None else {}
         self._write("patch", plot, "PATCH", f"entities/{plot.entity}", headers=headers, if_match=if_match)
         return None
+
+    def replace(self) -> None:
+        """Put the whole entity as it was read, and a nonce, on the condition that it is still so.
+
+        Without the condition it would wipe out the nonces of what it had not seen.
+        """
+        plot = self._picked()
+        if plot is None:
+            return
+        reply = self._wire.call("GET", f"entities/{plot.entity}")
+        if reply.status != 200:
+            return
+        seen = reply.json
+        body = {name: seen[name] for name in ("name", "description", "metadata") if seen.get(name)}
+        path, headers = f"entities/{plot.entity}", {"If-Match": reply.headers["etag"]}
+        self._write("replace", plot, "PUT", path, headers=headers, body=body, if_match=seen["version"])
 
     def delete(self) -> None:
         """Clear an entity away."""
@@ -196,6 +195,7 @@ class Worker:
         if errand is None:
             return
         since = self._history.now()
+        self._history.add("withdraw", job=errand.job)
         reply = self._wire.call("POST", f"jobs/{errand.job}/cancel")
         if reply.status == 200:
             self._saw(reply.json, errand.job, since)
@@ -211,6 +211,7 @@ class Worker:
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
+        body: dict[str, Any] | None = None,
         **facts: Any,
     ) -> None:
         """Send a write, again and again under its key if it has one, and put down what was answered."""
@@ -228,11 +229,10 @@ class Worker:
             sent["Prefer"] = "wait=3"
         if chance.random() < 0.3:  # one lane's jobs are then announced on several queues
             sent["Waybill-Priority"] = chance.choice(["high", "bulk"])
-        body: dict[str, Any] | None = None
-        if kind != "delete":
-            body = _data(op)
         if kind == "create":
-            body = {"id": plot.entity, "name": f"sown by {op}", **_data(op)}
+            body = {"id": plot.entity, "name": f"sown by {op}"}
+        if kind != "delete":
+            body = {**(body or {}), **_data(op, (body or {}).get("metadata"))}
         reply, is_first = self._wire.persist(method, path, body, sent, key)
         if reply is None or reply.status >= 400:
             self._refused(op, reply.status if reply else None, is_first=is_first)
@@ -251,7 +251,8 @@ class Worker:
     def _send_again(
         self, op: int, method: str, path: str, body: Any, headers: Mapping[str, str], job: str
     ) -> None:
-        """A duplicate of a request that was accepted: it must be the same job."""
+        """A duplicate of a request that was accepted, by whichever API: it must be the same job."""
+        self._wire.turn()
         reply = self._wire.call(method, path, body, {**headers, "Prefer": "respond-async"})
         if reply.status == 202:
             self._history.add("replayed", op=op, job=reply.json["id"], first=job)
@@ -360,6 +361,8 @@ class Worker:
             facts["nonces"] = _nonces(job["result"])
         if job.get("error"):
             facts["status"] = job["error"].get("status")
+        if job.get("finishedAt"):
+            facts["finished"] = job["finishedAt"]
         if asked is not None:
             facts["asked"] = asked
         if is_last:
@@ -381,8 +384,8 @@ class Worker:
         )
 
 
-def _data(op: int) -> dict[str, Any]:
-    return {"metadata": {f"n-{op}": op}}
+def _data(op: int, beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"metadata": {**(beside or {}), f"n-{op}": op}}
 
 
 def _nonces(entity: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from models import explanation
 from models.errors import DatabaseUnavailable
 from models.identity.principals import Role
 from models.ids import new_id
-from models.job import Operation, Submission, to_json
+from models.job import Operation, Priority, Submission, to_json
 from models.job_history import JobHistory
 from models.retry import RetryPolicy
 from tasks import applier as applier_module
@@ -555,3 +555,15 @@ def test_witness_is_heard_of_a_suspect_that_came_along_with_a_message_of_others(
 
     [(log,)] = platform.rows("SELECT crash_log FROM jobs WHERE id = :id", id=suspect)
     assert [entry["signal"] for entry in log] == ["SIGKILL", None]
+
+
+def test_culprit_that_a_batch_was_filled_with_stands_trial(platform: Platform) -> None:
+    """It waits for its own announcement, and would spoil every batch until that comes."""
+    platform.end_everything()
+    (broken,) = platform.accept(platform.ticket("B-1", note=BROKEN))
+    good = platform.accept(*(platform.create() for _ in range(6)))
+
+    platform.applier().apply(good[:1], fill_with=Priority.NORMAL)
+
+    assert platform.events(broken)[:2] == ["queued", "retrying"]
+    assert platform.states(good) == ["succeeded"] * 6

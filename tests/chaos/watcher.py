@@ -1,0 +1,191 @@
+"""Watchers: clients that follow jobs, and put down every transition that they are told. Change nothing.
+
+One kind follows single jobs by server-sent events and resumes by ``Last-Event-ID``; the other follows all
+jobs of its user over the WebSocket and comes back with ``after``. Lines of the history:
+
+    watching   a watch begins: its number, whose, of which job (None: all of the user's), after which sequence
+    told       a transition came
+    watched    all is told: the watch has come to its end (of single jobs: with the final state)
+"""
+
+import itertools
+import json
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import urllib3
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
+
+from tests.chaos.garden import Garden
+from tests.chaos.history import History
+from tests.chaos.sessions import Sessions
+from tests.chaos.user import User
+
+_SILENCE_SECONDS = 6.0
+"""After so long without a transition it connects again: the line may be dead."""
+_PATIENCE_SECONDS = 40.0
+"""A job that does not end within is left alone."""
+_QUIET_SECONDS = 4.0
+"""At rest, who is told nothing for so long has been told everything."""
+_FAULTS = (urllib3.exceptions.HTTPError, WebSocketException, OSError, ValueError)
+_numbers = itertools.count(1)
+
+
+class Watcher(ABC):
+    """A thread that watches until it is stopped.
+
+    Args:
+        urls: Of the APIs; each connection goes to whichever.
+        user: Whose jobs.
+        sessions: Shared with the others.
+        history: Told of everything.
+        garden: Knows jobs.
+        chance: Its own, seeded.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        user: User,
+        sessions: Sessions,
+        history: History,
+        garden: Garden,
+        chance: random.Random,
+    ) -> None:
+        self._urls = urls
+        self._user = user
+        self._sessions = sessions
+        self._refused = ""
+        self._history = history
+        self._garden = garden
+        self._chance = chance
+        self._must_stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self.faults: list[BaseException] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No further connections; waits for the present one's silence."""
+        self._must_stop.set()
+        self._thread.join(10 * _SILENCE_SECONDS)
+        if self.faults:
+            raise self.faults[0]
+
+    @abstractmethod
+    def _watch(self) -> None:
+        """Watch for a while; raises one of the usual faults where the connection breaks."""
+
+    def _work(self) -> None:
+        try:
+            while not self._must_stop.is_set():
+                with suppress(*_FAULTS):
+                    self._watch()
+                self._must_stop.wait(self._chance.uniform(0.2, 1))
+        except Exception as fault:  # the harness is wrong, or was told what is no transition
+            self.faults.append(fault)
+            raise
+
+    def _token(self, url: str) -> str:
+        return self._sessions.token(url, self._user, refused=self._refused)
+
+    def _begin(self, job: str | None, after: int | None) -> int:
+        watch = next(_numbers)
+        self._history.add("watching", watch=watch, user=self._user.name, job=job, after=after)
+        return watch
+
+    def _told(self, watch: int, sequence: int, job: Mapping[str, Any]) -> None:
+        self._history.add(
+            "told", watch=watch, sequence=sequence, job=job["id"], state=job["state"], done=job["done"]
+        )
+
+
+class EventWatcher(Watcher):
+    """Follows one job after the other by server-sent events."""
+
+    def _watch(self) -> None:
+        errand = self._garden.errand(self._user.name, self._chance)
+        if errand is None:
+            return
+        last = 0 if self._chance.random() < 0.5 else None
+        watch = self._begin(errand.job, last)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline and not self._must_stop.is_set():
+            with suppress(*_FAULTS):
+                for sequence, job in self._events(errand.job, last):
+                    self._told(watch, sequence, job)
+                    last = sequence
+                    if job["done"]:
+                        self._history.add("watched", watch=watch)
+                        return
+            self._must_stop.wait(self._chance.uniform(0.1, 0.5))
+
+    def _events(self, job: str, last: int | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        url = self._chance.choice(self._urls)
+        token = self._token(url)
+        headers = {"Authorization": f"Bearer {token}"}
+        if last is not None:
+            headers["Last-Event-ID"] = str(last)
+        pool = urllib3.PoolManager(retries=False, timeout=_SILENCE_SECONDS)
+        with pool.request(
+            "GET", f"{url}/api/v1/jobs/{job}/events", headers=headers, preload_content=False
+        ) as answer:
+            if answer.status == 401:
+                self._refused = token
+            if answer.status != 200:
+                return
+            yield from _transitions(answer)
+
+
+def _transitions(answer: urllib3.BaseHTTPResponse) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Whole events only: what a cut leaves of one is nothing."""
+    pending = b""
+    for piece in answer.stream(1024):
+        pending += piece
+        *whole, pending = pending.split(b"\n\n")
+        for event in whole:
+            fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line)
+            if b"id" in fields and b"data" in fields:
+                yield int(fields[b"id"]), json.loads(fields[b"data"])
+
+
+class StreamWatcher(Watcher):
+    """Follows all jobs of its user over the WebSocket, from the first on."""
+
+    _last = 0
+    _number = 0
+
+    def catch_up(self, url: str) -> None:
+        """At rest: be told what is left, and say that this was all."""
+        with suppress(TimeoutError):
+            self._follow(url, _QUIET_SECONDS)
+        self._history.add("watched", watch=self._number)
+
+    def _watch(self) -> None:
+        with suppress(TimeoutError):
+            self._follow(self._chance.choice(self._urls), _SILENCE_SECONDS)
+
+    def _follow(self, url: str, silence_seconds: float) -> None:
+        token = self._token(url)
+        self._number = self._number or self._begin(None, 0)
+        address = url.replace("http", "ws", 1) + "/api/v1/stream"
+        with connect(address, open_timeout=_SILENCE_SECONDS, close_timeout=1, ping_interval=None) as stream:
+            stream.send(json.dumps({"token": token}))
+            stream.send(json.dumps({"subscribe": "mine", "after": self._last}))
+            while True:
+                frame = json.loads(stream.recv(timeout=silence_seconds))
+                if "sequence" not in frame:  # an error, and then the end of the conversation
+                    self._refused = token if frame.get("status") == 401 else self._refused
+                    return
+                self._told(self._number, frame["sequence"], frame["job"])
+                self._last = frame["sequence"]
+                if self._must_stop.is_set() and silence_seconds > _QUIET_SECONDS:
+                    return
