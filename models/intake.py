@@ -26,7 +26,7 @@ from models.errors import (
 )
 from models.failpoints import Step
 from models.identity.principals import Action
-from models.job import Job, Operation, Submission, to_json
+from models.job import Door, Job, Operation, Submission, to_json
 from models.ledger import Ledger, accepted_job
 from models.registry import Registry, Resource
 
@@ -219,7 +219,7 @@ class Intake:
 
     def _refusals(self, connection: Connection, batch: Sequence[Submission]) -> Answers:
         """Refusals that no later state can lift: foreign or unknown instances, versions passed already."""
-        answers: Answers = {}
+        answers = _refusals_by_expiry(connection, batch)
         named = [one for one in batch if one.callback_endpoint_id is not None]
         if named:
             owners = self._endpoints.owners(connection, [one.callback_endpoint_id for one in named])
@@ -310,6 +310,16 @@ def _ids_behind_a_creation(batch: Iterable[Submission]) -> set[UUID]:
     return behind
 
 
+def _refusals_by_expiry(connection: Connection, batch: Sequence[Submission]) -> Answers:
+    """Refusals of what is too late, by the database's clock. Over AMQP it becomes a job that expired."""
+    expiring = {one.job_id: one.expires_at for one in batch if one.expires_at and one.door is Door.HTTP}
+    if not expiring:
+        return {}
+    now = connection.execute(_NOW).scalar_one()
+    passed = (job_id for job_id, expires_at in expiring.items() if expires_at <= now)
+    return {job_id: Invalid("Waybill-Expires-At has passed already") for job_id in passed}
+
+
 def _refusals_by_parent(
     connection: Connection,
     resource: Resource,
@@ -390,6 +400,8 @@ def _key_rows(batch: Iterable[Submission]) -> str:
     ]
     return to_json(rows).decode()
 
+
+_NOW = text("SELECT clock_timestamp()")
 
 _KNOWN_KEYS = text("""
 SELECT k.principal_id, k.door, k.key, k.fingerprint, k.job_id

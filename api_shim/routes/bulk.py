@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -87,6 +88,9 @@ class Bulk:
         wants = read_wants(request)
         if wants.if_match is not None:
             raise Invalid("If-Match does not go with a bulk: give each operation its ifMatch")
+        is_late = wants.expires_at is not None and wants.expires_at <= datetime.now(UTC)
+        if is_late and wants.idempotency_key is None:  # with one each place may be a job that there is
+            raise Invalid("Waybill-Expires-At has passed already")
         if wants.idempotency_key is not None and len(wants.idempotency_key) > _LONGEST_KEY:
             raise Invalid(f"Idempotency-Key of a bulk must have at most {_LONGEST_KEY} characters")
         body = await request.body(MAX_BULK_BYTES)

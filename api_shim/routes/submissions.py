@@ -1,13 +1,13 @@
 """From an HTTP request to a submission: headers read, body admitted, role checked. No database."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 from uuid import UUID
 
 from api_shim.web import request_headers
 from api_shim.web.http import JSON, MERGE_PATCH, Request
-from models.errors import Invalid, NotFound
+from models.errors import NotFound
 from models.ids import new_id, parse_id
 from models.job import Door, Operation, Priority, Submission
 from models.registry import Resource
@@ -145,15 +145,12 @@ def read_wants(request: Request) -> Wants:
     """What the headers ask for, each read whole or refused.
 
     Raises:
-        Invalid: One of them is malformed, repeated or in the past.
+        Invalid: One of them is malformed or repeated.
     """
     key = request.header(b"idempotency-key")
     match = request.header(b"if-match")
     run_at = request.header(b"waybill-run-at")
     expires = request.header(b"waybill-expires-at")
-    expires_at = None if expires is None else request_headers.time_header("Waybill-Expires-At", expires)
-    if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise Invalid("Waybill-Expires-At has passed already")
     callback = request.header(b"waybill-callback")
     priority = request.header(b"waybill-priority")
     return Wants(
@@ -162,7 +159,7 @@ def read_wants(request: Request) -> Wants:
         if_match=None if match is None else request_headers.if_match(match),
         priority=Priority.NORMAL if priority is None else request_headers.priority(priority),
         run_at=None if run_at is None else request_headers.time_header("Waybill-Run-At", run_at),
-        expires_at=expires_at,
+        expires_at=None if expires is None else request_headers.time_header("Waybill-Expires-At", expires),
         callback_endpoint_id=None if callback is None else request_headers.endpoint_id(callback),
         traceparent=request_headers.traceparent(request.header(b"traceparent")),
     )

@@ -12,6 +12,7 @@ import pytest
 from models.identity.principals import Role
 from models.ids import new_id
 from tests.kit.api import Api, running_api
+from tests.kit.waiting import wait_until
 
 ENTITIES = "/api/v1/entities"
 
@@ -272,6 +273,27 @@ def test_expiry_in_the_past_is_400_and_before_run_at_is_accepted(api: Api) -> No
     assert past.status == 400
     headers = {"Waybill-Expires-At": _in(minutes=1), "Waybill-Run-At": _in(minutes=2)}
     assert api.request("POST", ENTITIES, json_body={"name": "a"}, headers=headers).status == 202
+
+
+@pytest.mark.parametrize("path", ["entities", "bulk"])
+def test_request_sent_again_after_its_expiry_is_still_its_job(api: Api, path: str) -> None:
+    body: dict[str, Any] = {"name": "a"}
+    if path == "bulk":
+        body = {"operations": [{"operation": "create", "resource": "entities", "data": body}]}
+
+    def send(**headers: str) -> Any:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = api.request("POST", f"/api/v1/{path}", json_body=body, headers=sent)
+        return answer.status, answer.json["jobs"][0] if path == "bulk" else answer.json
+
+    soon = _in(seconds=3)
+    key = f"late-{new_id()}"
+    status, job = send(Idempotency_Key=key, Waybill_Expires_At=soon)
+    assert status == 202
+    wait_until(lambda: datetime.now(UTC) > datetime.fromisoformat(soon), timeout_seconds=10)
+    assert send(Idempotency_Key=key, Waybill_Expires_At=soon)[1]["id"] == job["id"]
+    _, refused = send(Idempotency_Key=f"{key}-2", Waybill_Expires_At=soon)
+    assert (refused.get("error") if path == "bulk" else refused)["status"] == 400
 
 
 @pytest.mark.parametrize("priority", ["high", "normal", "bulk"])
