@@ -17,6 +17,7 @@ from models.resource_type import ResourceType, resource_table
 from models.retry import RetryPolicy
 from models.schema import Schema
 from models.service import ResourceService, Row
+from models.tables import metadata
 
 NAME = "brittles"
 
@@ -25,6 +26,7 @@ TABLE = resource_table(
     Column("metadata", JSONB),
     Column("is_broken", Boolean, nullable=False, server_default=text("false")),
 )
+metadata.remove(TABLE)  # no other test's migration shall miss it
 
 
 class BrittleUpdate(Schema):

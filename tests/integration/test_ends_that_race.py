@@ -13,7 +13,7 @@ from models.job import JobState
 from models.ledger import Outcome
 from tests.kit.platform import Platform
 
-JOBS = 60
+JOBS = 240
 
 
 def cancelled(platform: Platform, job_id: UUID) -> bool:
