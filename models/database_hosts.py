@@ -1,7 +1,7 @@
 """Database URLs that name several hosts, of which the one that takes writes is used. Connects to nothing."""
 
+import re
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -11,7 +11,9 @@ _WRITING = frozenset({"read-write", "primary"})
 
 def has_several_hosts(url: str) -> bool:
     """Whether it is ``postgresql://user:password@host:port,host:port/database?...``, as libpq takes it."""
-    return "," in urlsplit(url).netloc.rpartition("@")[2]
+    # Not by urllib: it takes one host, and no more than one in brackets.
+    authority = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    return "," in authority.rpartition("@")[2]
 
 
 def hosts_of(url: str) -> dict[str, Any]:

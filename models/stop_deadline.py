@@ -12,6 +12,8 @@ import psutil
 STOP_SECONDS = 26.0
 """Below the 30 s that Kubernetes and others give before they kill."""
 
+_GONE_SECONDS = 2.0
+
 _log = logging.getLogger("waybill.stop")
 
 
@@ -39,9 +41,11 @@ class StopDeadline:
     def _run(self) -> None:
         time.sleep(self._seconds)
         _log.warning("ended before everything was finished: the rest is given back")
-        for child in psutil.Process().children(recursive=True):
+        children = psutil.Process().children(recursive=True)
+        for child in children:
             with suppress(psutil.Error):
                 child.kill()
+        psutil.wait_procs(children, timeout=_GONE_SECONDS)  # a kill takes a moment: none of them outlives us
         os._exit(0)
 
 
