@@ -7,6 +7,7 @@ import random
 import threading
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 
 import urllib3
 
@@ -65,13 +66,12 @@ class Redriver:
     def _work(self) -> None:
         try:
             while not self._must_stop.is_set():
-                try:
+                # An operation without an answer has an unknown outcome; a look without one brought nothing.
+                with suppress(urllib3.exceptions.HTTPError):
                     if len(self._dying) < _MOST:
                         self._create()
                     for job in [job for job, is_wanted in self._dying.items() if is_wanted]:
                         self._look_at(job)
-                except urllib3.exceptions.HTTPError:
-                    pass  # an operation without an answer; a look that brought nothing
                 self._must_stop.wait(self._chance.uniform(0, 2 * _PAUSE_SECONDS))
         except Exception as fault:  # the harness is wrong
             self.faults.append(fault)

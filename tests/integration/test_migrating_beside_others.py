@@ -21,7 +21,7 @@ from models.lock_patience import Patience
 from models.migrate import migrate
 from models.settings import Settings
 from tests.kit.migrations import write_migration
-from tests.kit.servers import fresh_database
+from tests.kit.servers import migrated_database
 from tests.kit.waiting import wait_until
 
 HASTY = Patience(timedelta(seconds=0.5), attempts=2, base=timedelta(seconds=0.1))
@@ -32,10 +32,7 @@ STUBBORN = Patience(
 
 @pytest.fixture(scope="module")
 def url(postgres: PostgresServer) -> Iterator[str]:
-    with fresh_database(postgres) as made:
-        database = Database(Settings(_env_file=None, database_url=made).database_url)
-        migrate(database.engine)
-        database.close()
+    with migrated_database(postgres) as made:
         yield made
 
 

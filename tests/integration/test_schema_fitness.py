@@ -22,17 +22,14 @@ from models.revisions import known_revisions
 from models.schema_fitness import missing_tables, pending, why_unfit
 from models.settings import Settings
 from tests.kit.migrations import HEAD, write_migration
-from tests.kit.servers import fresh_database
+from tests.kit.servers import migrated_database
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def url(postgres: PostgresServer) -> Iterator[str]:
-    with fresh_database(postgres) as made:
-        database = Database(Settings(_env_file=None, database_url=made).database_url)
-        migrate(database.engine)
-        database.close()
+    with migrated_database(postgres) as made:
         yield made
 
 

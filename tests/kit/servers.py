@@ -16,7 +16,10 @@ from deploy.postgres_server import PostgresServer
 from deploy.rabbitmq_server import RabbitMQServer, find_rabbitmq
 from deploy.redis_server import RedisServer, find_redis
 from deploy.server import LocalServer
+from models.database import Database
 from models.errors import ConfigurationError
+from models.migrate import migrate
+from models.settings import Settings
 
 _Server = TypeVar("_Server", bound=LocalServer)
 REQUIRE = "WAYBILL_REQUIRE_SERVERS"
@@ -60,6 +63,16 @@ def fresh_database(server: PostgresServer) -> Iterator[str]:
         yield server.create_database(name)
     finally:
         server.drop_database(name)
+
+
+@contextmanager
+def migrated_database(server: PostgresServer) -> Iterator[str]:
+    """The URL of a database of its own that has the newest schema."""
+    with fresh_database(server) as url:
+        database = Database(Settings(_env_file=None, database_url=url).database_url)
+        migrate(database.engine)
+        database.close()
+        yield url
 
 
 def require(find: Callable[[], object]) -> None:
