@@ -12,6 +12,7 @@ from uuid import UUID
 import click
 
 from models.container import Container
+from models.failpoints import Step
 from models.job import Job, JobState, to_json
 from models.job_query import JobQuery
 from models.retention import absence
@@ -51,7 +52,7 @@ def show(job_id: UUID) -> None:
 @click.argument("job_id", type=click.UUID)
 def cancel(job_id: UUID) -> None:
     """Withdraw a job that is not final."""
-    with opened_container() as container, container.database.transaction() as connection:
+    with opened_container() as container, container.database.transaction(Step.CANCEL) as connection:
         container.ledger.cancel(connection, job_id)
     click.echo(f"cancelled {job_id}")
 

@@ -205,7 +205,7 @@ class Retention:
     ) -> Iterator[Batch]:
         while True:
             began = self._now()
-            with self._database.transaction(Step.PRUNE) as connection:
+            with self._database.transaction(Step.PRUNE_REST) as connection:
                 _take_turn(connection, waits=waits)
                 deleted = connection.execute(statement, {**parameters, "most": self._batch}).rowcount
             yield Batch({table: deleted}, self._now() - began)
@@ -216,7 +216,7 @@ class Retention:
         while True:
             began = self._now()
             parameters = {**_parameters(finished, bounds), "after": walk.after, "most": self._batch}
-            with self._database.transaction(Step.PRUNE) as connection:
+            with self._database.transaction(Step.PRUNE_JOBS) as connection:
                 _take_turn(connection, waits=waits)
                 step = walk.step(connection, parameters)
             walk.after = step.last or walk.after

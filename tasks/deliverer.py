@@ -74,7 +74,7 @@ class Deliverer:
                     done.append(delivery.id)
                     metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
                 else:
-                    with self._database.transaction(Step.GIVE_UP) as connection:
+                    with self._database.transaction(Step.GIVE_UP_REPLY) as connection:
                         self._outbox.give_up(connection, delivery.id, error=_NOBODY, status=None)
             for notice in (one for one in deliveries if one.kind is DeliveryKind.NOTICE):
                 self._publish_notice(notice)
@@ -84,7 +84,7 @@ class Deliverer:
             metrics.DELIVERIES.labels(DeliveryKind.EVENTS, "delivered").inc(len(events))
         except BrokerUnavailable:
             unsent = [one for one in deliveries if one.id not in done]
-            with self._database.transaction(Step.PUT_OFF) as connection:
+            with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
                 self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
             raise
         finally:

@@ -78,7 +78,7 @@ class Sending:
                 continue
             no_room = self._dispatch.put(receiver.dependency, group, at_once=receiver.at_once)
             if no_room:
-                with self._database.transaction(Step.PUT_OFF) as connection:
+                with self._database.transaction(Step.PUT_OFF_SURPLUS) as connection:
                     self._outbox.park(connection, no_room, self._soon(connection, NO_ROOM_REST))
 
     def wait_idle(self, timeout_seconds: float) -> bool:
@@ -89,7 +89,7 @@ class Sending:
         """Give back what was not begun; what is under way gets so long."""
         left = self._dispatch.close(timeout_seconds)
         if left:
-            with self._database.transaction(Step.PUT_OFF) as connection:
+            with self._database.transaction(Step.GIVE_BACK) as connection:
                 self._outbox.park(connection, left, _clock(connection))
 
     # ---- before --------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Sending:
             self._settle(courier, prepared, answer, dependency, is_probe=passage is _Passage.PROBE)
         except NotNow as fault:
             _log.error("a delivery waits for us", extra={"kind": delivery.kind, "reason": str(fault)})
-            with self._database.transaction(Step.PUT_OFF) as connection:
+            with self._database.transaction(Step.PUT_OFF_OURS) as connection:
                 self._outbox.rest(connection, delivery.id, self._soon(connection, OUR_FAULT_REST))
             return False
         except Transient as fault:

@@ -139,11 +139,11 @@ class Auth:
         return json_response(200, self._tokens.public_jwk_set(), (cacheable,))
 
     def _enrol(self, principal: Principal) -> Enrolment:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.ENROLL_MFA) as connection:
             return self._second_factors.enrol(connection, principal)
 
     def _confirm(self, principal: Principal, otp: str) -> None:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.CONFIRM_MFA) as connection:
             self._second_factors.confirm(connection, principal.id, otp)
 
     def routes(self) -> Iterator[Route]:

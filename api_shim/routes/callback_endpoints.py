@@ -124,7 +124,7 @@ class CallbackEndpointRoutes:
     # ---- in a thread ---------------------------------------------------------------------
 
     def _register(self, owner_id: UUID, wanted: NewEndpoint, secret: str) -> CallbackEndpoint:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.REGISTER_ENDPOINT) as connection:
             return self._endpoints.register(
                 connection,
                 owner_id=owner_id,
@@ -139,11 +139,11 @@ class CallbackEndpointRoutes:
             return self._endpoints.page(connection, owner_id, after=after, limit=limit)
 
     def _rotate(self, owner_id: UUID, identifier: UUID, secret: str) -> CallbackEndpoint:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.ROTATE_ENDPOINT) as connection:
             return self._endpoints.rotate(connection, owner_id, identifier, secret)
 
     def _remove(self, owner_id: UUID, identifier: UUID) -> None:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.REMOVE_ENDPOINT) as connection:
             self._endpoints.remove(connection, owner_id, identifier)
 
     def routes(self) -> Iterator[Route]:

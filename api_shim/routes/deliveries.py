@@ -121,11 +121,11 @@ class Deliveries:
             return self._log.page(connection, endpoint, state=state, before=before, limit=limit)
 
     def _resend(self, owner_id: UUID, identifier: UUID) -> LoggedDelivery:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.RESEND) as connection:
             return self._log.resend(connection, owner_id, identifier)
 
     def _recover(self, owner_id: UUID, identifier: UUID, since: datetime | None) -> int:
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.RECOVER) as connection:
             endpoint = self._endpoints.enable(connection, owner_id, identifier)
             return self._log.recover(connection, endpoint, since)
 

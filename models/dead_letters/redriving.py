@@ -92,7 +92,7 @@ class Redriver:
             outcome=AuditOutcome.REFUSED,
             error=refusal.problem(actor.request_id),
         )
-        with self._database.transaction(Step.ADMINISTER) as connection:
+        with self._database.transaction(Step.REFUSE_REDRIVE) as connection:
             self._audit.write(connection, actor, [entry])
 
     def discard(self, job_ids: Sequence[UUID], reason: str, actor: Actor) -> list[UUID]:

@@ -78,7 +78,7 @@ def _reseal_column(database: Database, sealer: Sealer, column: SealedColumn) -> 
     write = text(f"UPDATE {column.table} SET {column.column} = :sealed WHERE {column.key} = :key")
     after, count, lost = "00000000-0000-0000-0000-000000000000", 0, 0
     while True:
-        with database.transaction(Step.ADMINISTER) as connection:
+        with database.transaction(Step.RESEAL) as connection:
             rows = connection.execute(read, {"after": after, "plain": column.plain_prefix}).all()
             changes = []
             for key, sealed in rows:

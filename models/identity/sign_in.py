@@ -85,7 +85,7 @@ class SignIn:
             self._count_failure(email, address)
             raise Unauthorized("The email or the password is wrong")
         renewed_hash = None if hash_is_current(user.password_hash) else hash_password(password)
-        with self._database.transaction(Step.SESSION) as connection:
+        with self._database.transaction(Step.LOG_IN) as connection:
             is_proved = self._is_proved(connection, user, otp)
             if is_proved:
                 self._guard.succeeded(connection, email, address)
@@ -105,7 +105,7 @@ class SignIn:
             Unauthorized: The token is unknown, ended, or was used before; in the last case the family
                 ends, unless it was its predecessor a moment ago.
         """
-        with self._database.transaction(Step.SESSION) as connection:
+        with self._database.transaction(Step.REFRESH) as connection:
             renewed = self._families.renew(connection, refresh_token)
         if renewed is None:
             raise Unauthorized("The refresh token was used before; its session has been ended: log in again")
@@ -114,7 +114,7 @@ class SignIn:
 
     def log_out(self, refresh_token: str) -> None:
         """End the session of a refresh token. One that is unknown or ended is ended."""
-        with self._database.transaction(Step.SESSION) as connection:
+        with self._database.transaction(Step.LOG_OUT) as connection:
             family_id = self._families.revoke(connection, refresh_token)
         if family_id is not None:
             self._cache.drop(family_id)
@@ -129,7 +129,7 @@ class SignIn:
         return self._second_factors.accepts(connection, user.principal.id, otp)
 
     def _count_failure(self, email: str, address: str) -> None:
-        with self._database.transaction(Step.SESSION) as connection:
+        with self._database.transaction(Step.COUNT_FAILED_LOG_IN) as connection:
             self._guard.failed(connection, email, address)
 
     def _session(self, user: User, refresh_token: str) -> Session:

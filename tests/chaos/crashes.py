@@ -13,10 +13,16 @@ WHO: tuple[tuple[Step, ...], ...] = (
     # the worker of deliveries; it takes longest to come back, so the others are set between
     (
         *(Step.CLAIM, Step.EXTEND, Step.SEND_CALLBACK, Step.SETTLE_SEND, Step.SEND_EFFECT),
-        *(Step.PUBLISH_REPLY, Step.PUBLISH_EVENT, Step.SETTLE_PUBLISH, Step.GIVE_UP, Step.PUT_OFF),
+        *(Step.PUBLISH_REPLY, Step.PUBLISH_EVENT, Step.SETTLE_PUBLISH, Step.GIVE_UP_REPLY, Step.PUT_OFF),
+        *(Step.PUT_OFF_OURS, Step.GIVE_BACK, Step.PUT_OFF_PUBLISH, Step.GIVE_UP, Step.PUT_OFF_SURPLUS),
     ),
     # the API
-    (Step.ACCEPT, Step.ANNOUNCE_JOBS, Step.CANCEL, Step.REDRIVE, Step.SESSION, Step.ADMINISTER),
+    (
+        *(Step.ACCEPT, Step.ANNOUNCE_JOBS, Step.CANCEL, Step.REDRIVE, Step.REFUSE_REDRIVE),
+        *(Step.LOG_IN, Step.COUNT_FAILED_LOG_IN, Step.REFRESH, Step.LOG_OUT),
+        *(Step.ENROLL_MFA, Step.CONFIRM_MFA, Step.REGISTER_ENDPOINT, Step.ROTATE_ENDPOINT),
+        *(Step.REMOVE_ENDPOINT, Step.RESEND, Step.RECOVER),
+    ),
     # a pool process
     (
         *(Step.APPLY, Step.MARK_CACHE, Step.SETTLE_CACHE, Step.VERDICT, Step.ANNOUNCE_DELIVERIES),
@@ -33,12 +39,16 @@ WHO: tuple[tuple[Step, ...], ...] = (
         *(Step.KEEP_DEAD_MESSAGE, Step.ACKNOWLEDGE_DEAD_MESSAGES),
     ),
     # a command
-    (Step.DISCARD, Step.PRUNE),
+    (Step.DISCARD, Step.PRUNE_JOBS, Step.PRUNE_REST, Step.RESEAL),
 )
 """Every step, by who mostly takes it."""
 
 _BESIDE = {
     Step.PUT_OFF: ("reset", "worker-receiver"),
+    Step.PUT_OFF_SURPLUS: ("black-hole", "worker-receiver"),
+    Step.PUT_OFF_PUBLISH: ("reset", "worker-rabbitmq"),
+    Step.GIVE_BACK: ("black-hole", "worker-receiver"),
+    Step.GIVE_UP: ("reset", "worker-receiver"),
     Step.CLAIM_DIRECTLY: ("reset", "worker-rabbitmq"),
 }
 """What else must be broken, that anybody comes by."""

@@ -6,6 +6,7 @@ whether it was kept. What it does to entities goes through a client, and into th
 
 import json
 import subprocess
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -13,7 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pika
+import psutil
 import psycopg
+import pyotp
 import urllib3
 from pika.exceptions import AMQPError
 from sqlalchemy import text
@@ -25,15 +28,16 @@ from models.job import Priority
 from models.ledger import SUSPECT_AFTER
 from tasks.names import JOB_QUEUES
 from tests.chaos import ledger
-from tests.chaos.arena import ADMIN, PASSWORD, Arena
-from tests.chaos.crates import LETHAL, TOO_HEAVY
+from tests.chaos.arena import PASSWORD, Arena
+from tests.chaos.crates import HASTY, INSURE, LETHAL, PUZZLING, TOO_HEAVY
+from tests.chaos.user import User
 from tests.chaos.workload import Worker
 from tests.kit import ageing
 from tests.kit.client import Client
 
 _ANSWER_SECONDS = 10.0
 _FAULTS = (
-    *(urllib3.exceptions.HTTPError, AMQPError, OSError),
+    *(urllib3.exceptions.HTTPError, AMQPError, OSError, psutil.Error),
     *(psycopg.Error, DatabaseUnavailable, subprocess.TimeoutExpired),
 )
 _TRIES = 5
@@ -42,8 +46,12 @@ _UNDER_WAY = f"""SELECT lane FROM jobs WHERE resource = 'crates' AND payload ->>
     AND state IN ('scheduled', 'queued', 'retrying')"""  # noqa: S608 - our own number
 _HOLD = f"""SELECT pg_try_advisory_lock(lane) FROM ({_UNDER_WAY}
     AND crashes > 0 AND CAST(crash_log -> -1 ->> 'at' AS timestamptz) > %s) AS lost"""  # noqa: S608
+_HURRY = "UPDATE deliveries SET announce_at = now() WHERE target = %s AND announce_at > now()"
 _PAST = 60
 """Jobs that are past their retention, made for each pruning."""
+_CROWD = 700
+"""Calls for one receiver that are more than may wait for it, and than those that are sent meanwhile."""
+_CROWD_EVERY_SECONDS = 12.0
 
 
 class Provoker:
@@ -52,24 +60,38 @@ class Provoker:
     Args:
         arena: Where.
         worker: A client of the workload, past the clients' link.
-        admin_token: For what only an admin may.
-        user_id: In whose name jobs were accepted long ago.
+        admin: For what only an admin may.
+        user: Whose callbacks are sent again, and in whose name jobs were accepted long ago.
     """
 
-    def __init__(self, arena: Arena, worker: Worker, admin_token: str, user_id: str) -> None:
+    def __init__(self, arena: Arena, worker: Worker, admin: User, user: User) -> None:
         self._arena = arena
         self._worker = worker
-        self._user_id = user_id
-        self._admin = Client(arena.direct_urls[0], admin_token, timeout_seconds=_ANSWER_SECONDS)
+        self._user = user
+        self._admin = _Caller(arena.direct_urls[0], admin.email, admin.password, admin.token)
+        self._owner = _Caller(arena.direct_urls[0], user.email, user.password, user.token)
+        self._crowded_at = float("-inf")
+        self._told_to_stop: set[int] = set()
         self._held: psycopg.Connection[Any] | None = None
         self._held_since = datetime.now(UTC)
         self._has_aged = False
         self._acts: dict[Step, Callable[[], object]] = {
             Step.CANCEL: self._cancel,
             Step.REDRIVE: self._redrive,
+            Step.REFUSE_REDRIVE: self._refused_redrive,
             Step.DISCARD: self._discard,
-            Step.SESSION: self._come_and_go,
-            Step.ADMINISTER: self._administer,
+            Step.LOG_IN: self._come_and_go,
+            Step.COUNT_FAILED_LOG_IN: self._fail_to_log_in,
+            Step.REFRESH: self._come_and_go,
+            Step.LOG_OUT: self._come_and_go,
+            Step.ENROLL_MFA: self._take_care,
+            Step.CONFIRM_MFA: self._take_care,
+            Step.REGISTER_ENDPOINT: self._keep_endpoint,
+            Step.ROTATE_ENDPOINT: self._keep_endpoint,
+            Step.REMOVE_ENDPOINT: self._keep_endpoint,
+            Step.RESEND: self._resend,
+            Step.RECOVER: self._recover,
+            Step.RESEAL: self._rotate_keys,
             Step.VERDICT: self._dead_crate,
             Step.CRASH_ATTEMPT: self._suspect,
             Step.APPLY_ALONE: self._suspect,
@@ -78,9 +100,16 @@ class Provoker:
             Step.REANNOUNCE_JOBS: worker.schedule,
             Step.CLAIM_DIRECTLY: self._cancel_of_a_client,
             Step.WITNESS: self._lost_suspect,
-            Step.PRUNE: self._prune,
+            Step.PRUNE_JOBS: self._prune,
+            Step.PRUNE_REST: self._prune,
             Step.SEND_EFFECT: self._crate,
-            Step.GIVE_UP: self._unheard_reply,
+            Step.PUT_OFF: self._crate,
+            Step.PUT_OFF_PUBLISH: self._cancel_of_a_client,
+            Step.PUT_OFF_SURPLUS: self._crowd,
+            Step.PUT_OFF_OURS: self._puzzling_crate,
+            Step.GIVE_BACK: self._stop_sending,
+            Step.GIVE_UP: self._hasty_crates,
+            Step.GIVE_UP_REPLY: self._unheard_reply,
             Step.DEAD_LETTER: self._refused_message,
             Step.KEEP_DEAD_MESSAGE: self._unreadable_task,
             Step.ACKNOWLEDGE_DEAD_MESSAGES: self._unreadable_task,
@@ -107,16 +136,12 @@ class Provoker:
 
     # ---- over HTTP ---------------------------------------------------------------------
 
-    def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = self._admin.call(method, path, body, named)
-        if answer.status == 401:
-            login = {"email": ADMIN, "password": PASSWORD}
-            self._admin.token = self._admin.call("POST", "/auth/login", login).json.get("accessToken", "")
-        return answer.json if answer.status < 300 and answer.body else {}
+    def _crate(self, weight: int = 1, label: str = "provoked", **headers: str) -> Any:
+        return self._admin.call("POST", "crates", {"label": label, "weight": weight}, **headers)
 
-    def _crate(self, weight: int = 1, **headers: str) -> Any:
-        return self._call("POST", "crates", {"label": "provoked", "weight": weight}, **headers)
+    def _crates(self, count: int, label: str = "provoked") -> None:
+        one = {"operation": "create", "resource": "crates", "data": {"label": label, "weight": 1}}
+        self._admin.call("POST", "bulk", {"operations": [one] * count})
 
     def _dead_crate(self) -> str:
         """A job that is dead; empty where it could not be made."""
@@ -124,13 +149,16 @@ class Provoker:
         if not made:
             return ""
         changed = {"Prefer": "wait=3", "If_None_Match": f'"{made["sequence"]}"'}
-        job = self._call("GET", f"jobs/{made['id']}", **changed)
+        job = self._admin.call("GET", f"jobs/{made['id']}", **changed)
         return str(job["id"]) if job.get("state") == "dead" else ""
 
     def _redrive(self) -> None:
         dead = self._dead_crate()
         if dead:
-            self._call("POST", f"jobs/{dead}/redrive", {"reason": "provoked", "patch": {"weight": 1}})
+            self._admin.call("POST", f"jobs/{dead}/redrive", {"reason": "provoked", "patch": {"weight": 1}})
+
+    def _refused_redrive(self) -> None:
+        self._admin.call("POST", f"jobs/{uuid.uuid4()}/redrive", {"no such member": 1})
 
     def _discard(self) -> None:
         dead = self._dead_crate()
@@ -141,24 +169,74 @@ class Provoker:
         run_at = (datetime.now(UTC) + timedelta(seconds=4)).isoformat()
         made = self._crate(Waybill_Run_At=run_at)
         if made:
-            self._call("POST", f"jobs/{made['id']}/cancel")
+            self._admin.call("POST", f"jobs/{made['id']}/cancel")
 
     def _cancel_of_a_client(self) -> None:
         self._worker.schedule()
         self._worker.cancel()
 
     def _come_and_go(self) -> None:
-        client = Client(self._admin.url, timeout_seconds=_ANSWER_SECONDS)
-        token = client.call("POST", "/auth/login", {"email": ADMIN, "password": PASSWORD}).json
+        token = self._admin.log_in()
         for path in ("/auth/refresh", "/auth/logout"):
-            if "refreshToken" in token:
-                answer = client.call("POST", path, {"refreshToken": token["refreshToken"]})
-                token = answer.json if answer.body else {}
+            if token:
+                token = self._admin.call("POST", path, {"refreshToken": token["refreshToken"]})
 
-    def _administer(self) -> None:
-        made = self._call("POST", "callback-endpoints", {"url": "https://example.org/", "events": []})
+    def _fail_to_log_in(self) -> None:
+        _Caller(self._admin.url, f"{uuid.uuid4().hex}@example.org", "a guess").log_in()
+
+    def _take_care(self) -> None:
+        """Somebody new turns on a second factor."""
+        email = f"{uuid.uuid4().hex}@example.org"
+        wanted = {"email": email, "password": PASSWORD, "role": "user"}
+        self._admin.call("POST", "users", wanted, Prefer="wait=5")
+        careful = _Caller(self._admin.url, email, PASSWORD)
+        careful.log_in()
+        enrolled = careful.call("POST", "/auth/mfa/enroll")
+        if enrolled:
+            careful.call("POST", "/auth/mfa/confirm", {"otp": pyotp.TOTP(enrolled["secret"]).now()})
+
+    def _keep_endpoint(self) -> None:
+        url = "https://example.org/"
+        made = self._admin.call("POST", "callback-endpoints", {"url": url, "events": []})
         if made:
-            self._call("DELETE", f"callback-endpoints/{made['id']}")
+            self._admin.call("POST", f"callback-endpoints/{made['id']}/rotate")
+            self._admin.call("DELETE", f"callback-endpoints/{made['id']}")
+
+    def _resend(self) -> None:
+        sent = self._owner.call("GET", f"callback-endpoints/{self._user.endpoint}/deliveries?state=delivered")
+        for one in sent.get("items", [])[:1]:
+            self._owner.call("POST", f"deliveries/{one['id']}/resend")
+
+    def _recover(self) -> None:
+        since = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
+        self._owner.call("POST", f"callback-endpoints/{self._user.endpoint}/recover", {"since": since})
+
+    def _rotate_keys(self) -> None:
+        self._arena.run_command("doctor", "--rotate-keys")
+
+    # ---- over HTTP, for who sends ------------------------------------------------------
+
+    def _puzzling_crate(self) -> None:
+        self._crate(label=PUZZLING)
+
+    def _crowd(self) -> None:
+        if time.monotonic() - self._crowded_at > _CROWD_EVERY_SECONDS:
+            self._crowded_at = time.monotonic()
+            self._crates(_CROWD)
+
+    def _stop_sending(self) -> None:
+        """Have the worker of deliveries end while some wait for a receiver that does not answer."""
+        for sender in self._arena.mains("worker"):
+            if "worker-deliveries" in sender.cmdline() and sender.pid not in self._told_to_stop:
+                self._crates(20)
+                time.sleep(1)
+                self._told_to_stop.add(sender.pid)
+                sender.terminate()
+
+    def _hasty_crates(self) -> None:
+        self._crates(5, HASTY)
+        with ledger.connect(self._arena.postgres.url) as connection:
+            connection.execute(_HURRY, (INSURE,))
 
     # ---- over AMQP ---------------------------------------------------------------------
 
@@ -205,6 +283,36 @@ class Provoker:
         self._has_aged = True
         database = Database(self._arena.postgres.url)
         with closing(database), database.transaction() as connection:
-            given = {"ada": self._user_id, "count": _PAST, "ago": timedelta(days=40)}
+            given = {"ada": self._user.id, "count": _PAST, "ago": timedelta(days=40)}
             connection.execute(text(ageing.MANY), given)
         self._arena.run_command("jobs", "prune")
+
+
+class _Caller:
+    """Somebody who calls, and logs in anew where that is needed.
+
+    Args:
+        url: The API's.
+        email: Theirs.
+        password: Theirs.
+        token: If there is one already.
+    """
+
+    def __init__(self, url: str, email: str, password: str, token: str = "") -> None:
+        self.url = url
+        self._login = {"email": email, "password": password}
+        self._client = Client(url, token, timeout_seconds=_ANSWER_SECONDS)
+
+    def log_in(self) -> Any:
+        """A session; empty where it was refused."""
+        session = self.call("POST", "/auth/login", self._login)
+        self._client.token = session.get("accessToken", "")
+        return session
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """What a call gives; empty where it was refused."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = self._client.call(method, path, body, named)
+        if answer.status == 401 and path != "/auth/login":
+            self.log_in()
+        return answer.json if answer.status < 300 and answer.body else {}

@@ -161,7 +161,7 @@ class Run:
         self._canary = Canary(arena.direct_urls, self._users[0], self._sessions, history)
         # Those who look at the end: not through the clients' links, which they would only wait for.
         self._lookers = [self._worker(arena.direct_urls, user, random.Random(0)) for user in self._users]
-        self._provoker = Provoker(arena, self._lookers[1], self._users[0].token, self._users[1].id)
+        self._provoker = Provoker(arena, self._lookers[1], self._users[0], self._users[1])
 
     def result(self) -> Result:
         """Do it all, and judge."""
