@@ -306,11 +306,11 @@ class Ledger:
         parameters = {"priority": priority, "limit": limit, "again": REANNOUNCE_AFTER}
         return [row[0] for row in connection.execute(sql.DUE, parameters).all()]
 
-    def expire(self, connection: Connection, limit: int) -> list[UUID]:
-        """End jobs that are past their ``expires_at``; ids of the deliveries to announce."""
+    def expire(self, connection: Connection, limit: int) -> tuple[int, list[UUID]]:
+        """End jobs that are past their ``expires_at``; how many, and ids of the deliveries to announce."""
         expired = connection.execute(sql.LOCK_EXPIRED, {"limit": limit}).all()
         outcomes = [Outcome(job_id=row[0], state=JobState.EXPIRED, attempt=row[1]) for row in expired]
-        return self.finish(connection, outcomes)
+        return len(outcomes), self.finish(connection, outcomes)
 
     # ---- read --------------------------------------------------------------------------
 

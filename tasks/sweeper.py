@@ -12,12 +12,12 @@ from uuid import UUID
 
 from celery import Celery
 
-from models import failpoints
+from models import failpoints, metrics
 from models.database import Database
 from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable, Transient
 from models.failpoints import Step
-from models.job import Priority
+from models.job import JobState, Priority
 from models.ledger import Ledger
 from tasks.announcer import CHUNK
 from tasks.direct_delivery import DirectDelivery
@@ -111,8 +111,9 @@ class Sweeper:
 
     def _sweep(self) -> int:
         with self._database.transaction(Step.WAKE) as connection:
-            ends = self._ledger.expire(connection, CHUNK)
+            expired, ends = self._ledger.expire(connection, CHUNK)
             self._ledger.wake_scheduled(connection, PLATE * CHUNK)
+        metrics.JOBS_FINISHED[JobState.EXPIRED].inc(expired)
         self._announce(DELIVER, DELIVERIES_QUEUE, ends)
         announced = 0
         for priority in Priority:

@@ -16,6 +16,7 @@ from api_shim.web.batcher import Batcher
 from api_shim.web.http import Request, Response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
+from models import metrics
 from models.cursor import Cursors
 from models.database import Database
 from models.failpoints import Step
@@ -128,7 +129,9 @@ class Jobs:
     def _cancel(self, job_id: UUID) -> tuple[Job, list[UUID]]:
         with self._database.transaction(Step.CANCEL) as connection:
             deliveries = self._ledger.cancel(connection, job_id)
-            return self._ledger.find(connection, [job_id])[job_id], deliveries
+            job = self._ledger.find(connection, [job_id])[job_id]
+        metrics.JOBS_FINISHED[job.state].inc()
+        return job, deliveries
 
     def _read_page(self, wanted: JobQuery) -> list[Job]:
         with self._database.snapshot() as connection:

@@ -175,12 +175,16 @@ def test_ready_tells_an_old_schema(api: Api) -> None:
     wait_until(lambda: api.request("GET", "/health/ready", role=None).status == 200)
 
 
+def _metrics(api: Api) -> tuple[str, dict[str, str]]:
+    text = api.request("GET", "/metrics", role=None).body.decode()
+    return text, dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+
+
 def test_metrics_tell_what_happened(api: Api) -> None:
     job = api.request("POST", ENTITIES, json_body={"name": "a"}, headers={"Waybill-Priority": "bulk"}).json
     api.request("GET", "/nope/secret-path")
     time.sleep(2.1)
-    text = api.request("GET", "/metrics", role=None).body.decode()
-    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    text, lines = _metrics(api)
     assert float(lines['waybill_jobs_accepted_total{door="http"}']) >= 1
     assert float(lines['waybill_jobs{priority="bulk",state="queued"}']) == 1
     assert float(lines['waybill_oldest_open_job_seconds{priority="bulk"}']) >= 2
@@ -190,6 +194,15 @@ def test_metrics_tell_what_happened(api: Api) -> None:
     assert 'route="(none)"' in text
     assert "secret-path" not in text
     api.apply(job["id"])
+
+
+def test_metrics_count_who_is_cancelled(api: Api) -> None:
+    cancelled = 'waybill_jobs_finished_total{state="cancelled"}'
+    before = float(_metrics(api)[1][cancelled])
+    job = api.request("POST", ENTITIES, json_body={"name": "a"}).json
+    for _ in range(2):
+        api.request("POST", f"/api/v1/jobs/{job['id']}/cancel")
+    assert float(_metrics(api)[1][cancelled]) == before + 1
 
 
 # ---- documentation ---------------------------------------------------------------------

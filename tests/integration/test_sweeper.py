@@ -8,6 +8,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+from models import metrics
 from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable
 from models.job import Priority
@@ -104,8 +105,10 @@ def test_overdue_jobs_end_and_scheduled_ones_wake(
         "UPDATE jobs SET state = 'scheduled', announce_at = now(), run_at = now() WHERE id = :id",
         id=scheduled,
     )
+    counted = metrics.JOBS_FINISHED["expired"]._value.get()
     sweeper.sweep()
     assert platform.states([overdue, scheduled]) == ["expired", "queued"]
+    assert metrics.JOBS_FINISHED["expired"]._value.get() == counted + 1
     assert taken(broker_url, JOBS) == [(APPLY, [scheduled])]
 
 
