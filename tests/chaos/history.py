@@ -13,13 +13,14 @@ that names what its asker must not see). ``confirmed`` says that the broker has 
 ``healed`` say what the machine did meanwhile.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 Line = dict[str, Any]
 """One line: ``at``, ``event``, and what the event has to say."""
@@ -39,7 +40,7 @@ class History:
         self._began = clock()
         self._lock = threading.Lock()
         self._ops = 0
-        self._stream = path.open("w")
+        self._stream = path.open("wb")
 
     def now(self) -> float:
         """Seconds since it began."""
@@ -50,7 +51,7 @@ class History:
         with self._lock:
             line = {"at": round(self.now(), 6), "event": event, **facts}
             self.lines.append(line)
-            self._stream.write(json.dumps(line) + "\n")
+            self._stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         return line
 
     def invoke(self, kind: str, **facts: Any) -> int:

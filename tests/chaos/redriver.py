@@ -4,13 +4,13 @@ Lines of the history, beside those of every operation: ``redriving`` (a redrive 
 """
 
 import random
-import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 
 import urllib3
 
+from tests.chaos.actor import Actor
 from tests.chaos.brittle import NAME
 from tests.chaos.history import History
 from tests.chaos.sessions import Sessions
@@ -23,8 +23,8 @@ _MOST = 40
 _LEFT_DEAD = 0.2
 
 
-class Redriver:
-    """A thread that makes jobs which die, and redrives them as soon as it sees them dead.
+class Redriver(Actor):
+    """Makes jobs which die, and redrives them as soon as it sees them dead.
 
     Args:
         urls: Of the APIs.
@@ -42,40 +42,22 @@ class Redriver:
         history: History,
         chance: random.Random,
     ) -> None:
+        super().__init__()
         self._clients = [Client(url, timeout_seconds=6) for url in urls]
         self._user = user
         self._sessions = sessions
         self._history = history
         self._chance = chance
         self._dying: dict[str, bool] = {}  # whether it is to be redriven
-        self._must_stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="redriver", daemon=True)
-        self.faults: list[BaseException] = []
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """No new jobs and no new redrives."""
-        self._must_stop.set()
-        self._thread.join(60)
-        if self.faults:
-            raise self.faults[0]
-
-    def _work(self) -> None:
-        try:
-            while not self._must_stop.is_set():
-                # An operation without an answer has an unknown outcome; a look without one brought nothing.
-                with suppress(urllib3.exceptions.HTTPError):
-                    if len(self._dying) < _MOST:
-                        self._create()
-                    for job in [job for job, is_wanted in self._dying.items() if is_wanted]:
-                        self._look_at(job)
-                self._must_stop.wait(self._chance.uniform(0, 2 * _PAUSE_SECONDS))
-        except Exception as fault:  # the harness is wrong
-            self.faults.append(fault)
-            raise
+    def _take_turn(self) -> None:
+        # An operation without an answer has an unknown outcome; a look without one brought nothing.
+        with suppress(urllib3.exceptions.HTTPError):
+            if len(self._dying) < _MOST:
+                self._create()
+            for job in [job for job, is_wanted in self._dying.items() if is_wanted]:
+                self._look_at(job)
+        self._must_stop.wait(self._chance.uniform(0, 2 * _PAUSE_SECONDS))
 
     def _create(self) -> None:
         entity = str(uuid.uuid4())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.chaos import faults, ledger, witness
+from tests.chaos.actor import Actor
 from tests.chaos.arena import ADMIN, PASSWORD, Arena, Footprint, running_arena
 from tests.chaos.broker import dead_letters, full_queues
 from tests.chaos.canary import PATIENCE_SECONDS, Canary
@@ -179,7 +180,7 @@ class Run:
         watchers = [*self._streams, *(self._watcher(EventWatcher, user, chance) for user in self._users)]
         own = random.Random(chance.random())
         redriver = Redriver(self._arena.urls, self._users[0], self._sessions, self._history, own)
-        busy: list[Crowd | UpstreamSystem | Watcher | Redriver] = [crowd, upstream, redriver, *watchers]
+        busy: list[Crowd | Actor] = [crowd, upstream, redriver, *watchers]
         for one in busy:
             one.start()
         time.sleep(WARM_UP_SECONDS)

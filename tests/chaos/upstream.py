@@ -2,7 +2,6 @@
 
 import json
 import random
-import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPError
 
+from tests.chaos.actor import Actor
 from tests.chaos.garden import Plot
 from tests.chaos.history import History
 from tests.kit.upstream import Upstream
@@ -18,8 +18,8 @@ from tests.kit.upstream import Upstream
 _FAULTS = (AMQPError, OSError)
 
 
-class UpstreamSystem:
-    """One publisher in a thread of its own, which connects again whenever it must.
+class UpstreamSystem(Actor):
+    """One publisher, which connects again whenever it must.
 
     A confirmed message may still be lost while the broker is wiped: the platform answers for it only once it
     has acknowledged it. So an operation is ``ok`` when a reply names its job, and ``unknown`` without one.
@@ -32,6 +32,7 @@ class UpstreamSystem:
     """
 
     def __init__(self, url: str, user: str, history: History, chance: random.Random, rate: float) -> None:
+        super().__init__()
         self._url = url
         self._user = user
         self._history = history
@@ -40,34 +41,19 @@ class UpstreamSystem:
         self._plots: list[Plot] = []
         self._open: dict[str, int] = {}
         self._jobs: dict[int, str | None] = {}
-        self._must_stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="upstream", daemon=True)
-        self.faults: list[BaseException] = []
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
 
     def stop(self) -> None:
         """No new messages; what was not answered is unknown."""
-        self._must_stop.set()
-        self._thread.join(60)
-        if self.faults:
-            raise self.faults[0]
+        super().stop()
         for op in self._open.values():
             if op not in self._jobs:
                 self._history.add("unknown", op=op)
 
-    def _work(self) -> None:
+    def _take_turn(self) -> None:
         try:
-            while not self._must_stop.is_set():
-                try:
-                    self._serve()
-                except _FAULTS:
-                    self._must_stop.wait(0.5)
-        except Exception as fault:  # the harness is wrong
-            self.faults.append(fault)
-            raise
+            self._serve()
+        except _FAULTS:
+            self._must_stop.wait(0.5)
 
     def _serve(self) -> None:
         nodes = [pika.URLParameters(url) for url in self._url.split(";")]

@@ -11,9 +11,8 @@ jobs of its user over the WebSocket and comes back with ``after``. Lines of the 
 import itertools
 import json
 import random
-import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -22,6 +21,7 @@ import urllib3
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
+from tests.chaos.actor import Actor
 from tests.chaos.garden import Garden
 from tests.chaos.history import History
 from tests.chaos.sessions import Sessions
@@ -37,8 +37,8 @@ _FAULTS = (urllib3.exceptions.HTTPError, WebSocketException, OSError, ValueError
 _numbers = itertools.count(1)
 
 
-class Watcher(ABC):
-    """A thread that watches until it is stopped.
+class Watcher(Actor):
+    """Watches, connection after connection.
 
     Args:
         urls: Of the APIs; each connection goes to whichever.
@@ -58,6 +58,9 @@ class Watcher(ABC):
         garden: Garden,
         chance: random.Random,
     ) -> None:
+        super().__init__(
+            patience_seconds=10 * _SILENCE_SECONDS
+        )  # no further connections, but the present one
         self._urls = urls
         self._user = user
         self._sessions = sessions
@@ -65,34 +68,15 @@ class Watcher(ABC):
         self._history = history
         self._garden = garden
         self._chance = chance
-        self._must_stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self.faults: list[BaseException] = []
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """No further connections; waits for the present one's silence."""
-        self._must_stop.set()
-        self._thread.join(10 * _SILENCE_SECONDS)
-        if self.faults:
-            raise self.faults[0]
 
     @abstractmethod
     def _watch(self) -> None:
         """Watch for a while; raises one of the usual faults where the connection breaks."""
 
-    def _work(self) -> None:
-        try:
-            while not self._must_stop.is_set():
-                with suppress(*_FAULTS):
-                    self._watch()
-                self._must_stop.wait(self._chance.uniform(0.2, 1))
-        except Exception as fault:  # the harness is wrong, or was told what is no transition
-            self.faults.append(fault)
-            raise
+    def _take_turn(self) -> None:
+        with suppress(*_FAULTS):
+            self._watch()
+        self._must_stop.wait(self._chance.uniform(0.2, 1))
 
     def _token(self, url: str) -> str:
         return self._sessions.token(url, self._user, refused=self._refused)
