@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import psycopg
 
+from tests.chaos.crates import INSURE
+
 _FINAL = "('succeeded', 'failed', 'cancelled', 'expired', 'dead')"
 
 
@@ -70,7 +72,8 @@ RULES = (
     ),
     Rule(
         "deliveries that failed",  # a reply fails where its queue went with its connection
-        "SELECT id, kind, error FROM deliveries WHERE state = 'failed' AND kind <> 'reply'",
+        f"""SELECT id, kind, error FROM deliveries WHERE state = 'failed' AND kind <> 'reply'
+        AND target IS DISTINCT FROM '{INSURE}'""",
     ),
 )
 """For every ledger."""
