@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 
 from deploy.child import ChildSpec
+from deploy.data_directory import DataDirectory
 from models.job import Priority
 from models.settings import Settings
 from tasks.names import DELIVERIES_QUEUE, JOB_QUEUES
@@ -47,6 +48,7 @@ when their turn comes, so they end side by side (RabbitMQ alone takes 6 s).
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """The launcher's environment, with what it found out: URLs, ports and the absolute data directory."""
+    metrics = DataDirectory(settings.data_dir).metrics
     found = {
         "WAYBILL_DATABASE_URL": settings.database_url,
         "WAYBILL_BROKER_URL": settings.broker_url,
@@ -58,6 +60,6 @@ def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[st
         "WAYBILL_FLOWER_PORT": str(settings.flower_port),
         "WAYBILL_RATE_LIMITS": settings.rate_limits,
         "WAYBILL_DRAIN_SECONDS": "0",  # who stops the whole platform has nothing to send its clients to
-        "PROMETHEUS_MULTIPROC_DIR": str(settings.data_dir / "run" / "metrics") if settings.has_broker else "",
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics) if settings.has_broker else "",
     }
     return {**environ, **{name: value for name, value in found.items() if value}}

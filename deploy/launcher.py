@@ -104,6 +104,7 @@ class Launcher:
             self._say("stopping")
             self._supervisor.stop(children.STOP_PHASES)
             self._say("stopped")
+        self._directory.remove_metrics()
         remove_run_file(self._directory)
 
     def _settle_ports(self) -> None:

@@ -99,6 +99,7 @@ class Supervisor:
         self._clock = clock
         self._longest_delay = longest_delay_seconds
         self._entries: list[Entry] = []
+        self._is_told = True
 
     @property
     def is_busy(self) -> bool:
@@ -123,16 +124,17 @@ class Supervisor:
         Returns:
             Who ended since the last look.
         """
-        now, ended, restarted = self._clock(), [], False
+        now, ended = self._clock(), []
         for entry in self._entries:
             if entry.is_up and not entry.process.is_alive():
                 entry.note_end(now)
                 ended.append(entry.process)
+                self._is_told = False
                 _log.warning("process ended", extra={"part": entry.process.name})
             if entry.restart_at is not None and now >= entry.restart_at:
-                restarted |= self._restart(entry)
-        if restarted or ended:
-            self.write_processes()
+                self._is_told &= not self._restart(entry)  # a new pid is to be told
+        if not self._is_told:
+            self._tell()
         return ended
 
     def watch(self, must_stop: Callable[[], bool]) -> None:
@@ -167,6 +169,15 @@ class Supervisor:
                 if pid is not None and isinstance(listed, list):
                     listed.append(pid)
         write_private(self._file, json.dumps(pids) + "\n")
+
+    def _tell(self) -> None:
+        """Write who is who; where the disk is full, at the next look."""
+        try:
+            self.write_processes()
+        except OSError as error:
+            _log.debug("cannot say who is who", extra={"reason": str(error)})
+        else:
+            self._is_told = True
 
     def _restart(self, entry: Entry) -> bool:
         now = self._clock()

@@ -32,9 +32,9 @@ from deploy.supervisor import Supervisor
 from models import failpoints
 from models.database import Database
 from models.settings import Settings
-from tests.chaos import brittle, clocks, crates, disks, witness
+from tests.chaos import brittle, clocks, crates, witness
 from tests.chaos.clocks import Clock
-from tests.chaos.disks import Disk
+from tests.kit.disks import Disk, can_mount
 from tests.kit.faulty_link import FaultyLink
 from tests.kit.rabbitmq_cluster import RabbitMQCluster
 from tests.kit.replicated_postgres import ReplicatedPostgres
@@ -98,7 +98,7 @@ class Arena:
         self.links: dict[str, FaultyLink] = {}
         self.api_ports = {name: free_port() for name in APIS}
         self.output = output
-        self.disks = self._disks() if disks.can_mount() else {}
+        self.disks = self._disks() if can_mount() else {}
         self.clocks: dict[str, Clock] = {}
         self._clock_library = clocks.build(directory.run) if clocks.can_be_set() else None
         self._supervisor = Supervisor(directory.run / "processes.json", longest_delay_seconds=0.4)

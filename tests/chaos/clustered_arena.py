@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deploy.data_directory import DataDirectory
 from tests.chaos.arena import KINDS, Arena, through
-from tests.chaos.disks import Disk
+from tests.kit.disks import Disk
 from tests.kit.faulty_link import Mode, Weather
 from tests.kit.rabbitmq_cluster import RabbitMQCluster
 from tests.kit.replicated_postgres import ReplicatedPostgres

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import clocks, disks
+from tests.chaos import clocks
 from tests.chaos.clocks import Clock
-from tests.chaos.disks import Disk
+from tests.kit.disks import Disk, can_mount
 from tests.kit.servers import require
 
 _HOUR = 3600
@@ -28,7 +28,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    if not disks.can_mount():
+    if not can_mount():
         pytest.skip("NO TMPFS CAN BE MOUNTED HERE: no disk is filled")
     made = Disk(tmp_path / "disk")
     made.mount()

@@ -42,6 +42,7 @@ def temporary_data_directory() -> Iterator[DataDirectory]:
         reminder = path / "postgres.location"
         if reminder.is_file():
             shutil.rmtree(reminder.read_text().strip(), ignore_errors=True)
+        directory.remove_metrics()
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import data_directory
 from deploy.data_directory import DataDirectory, write_private
 from models.errors import ConfigurationError
 
@@ -20,6 +21,31 @@ def test_rooms_are_private_and_root_lets_others_pass_through(tmp_path: Path) -> 
     directory.prepare()
     assert mode(directory.path) == (0o711 if os.geteuid() == 0 else 0o700)
     assert {mode(room) for room in (directory.run, directory.secrets, directory.log)} == {0o700}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory to keep files in")  # noqa: S108
+def test_metrics_are_kept_in_memory_in_a_room_of_their_own(tmp_path: Path) -> None:
+    directories = [DataDirectory(tmp_path / name) for name in ("a", "b")]
+    for one in directories:
+        one.empty_metrics()
+        (one.metrics / "counter").touch()
+    first, second = directories
+    assert first.metrics.parent == Path("/dev/shm")  # noqa: S108
+    assert first.metrics.stat().st_mode & 0o777 == 0o700
+    first.remove_metrics()
+    assert not first.metrics.exists()
+    assert [file.name for file in second.metrics.iterdir()] == ["counter"]
+    second.empty_metrics()
+    assert list(second.metrics.iterdir()) == []
+    second.remove_metrics()
+
+
+def test_metrics_are_kept_on_disk_where_there_is_no_memory_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_directory, "_MEMORY", tmp_path / "none")
+    directory = DataDirectory(tmp_path)
+    assert directory.metrics == tmp_path / "run" / "metrics"
 
 
 def test_secret_is_generated_once_and_kept_private(tmp_path: Path) -> None:

@@ -89,6 +89,23 @@ def test_what_ends_is_restarted_and_the_file_rewritten(
     assert who(tmp_path)["api"] == [1002]
 
 
+def test_file_that_cannot_be_written_ends_nobody_and_is_written_once_it_can(
+    supervisor: Supervisor, clock: Clock, tmp_path: Path
+) -> None:
+    api = Fake("api")
+    supervisor.add(api, ("api",))
+    elsewhere = tmp_path.with_name("away")
+    tmp_path.rename(elsewhere)
+    api.alive = False
+    supervisor.check()
+    clock.now += Entry.FIRST_DELAY_SECONDS
+    supervisor.check()
+    assert api.launches == 2
+    elsewhere.rename(tmp_path)
+    supervisor.check()
+    assert who(tmp_path)["api"] == [1002]
+
+
 def test_what_flaps_waits_longer_but_never_five_seconds(supervisor: Supervisor, clock: Clock) -> None:
     api = Fake("api")
     supervisor.add(api, ("api",))

@@ -1,4 +1,4 @@
-"""Small disks for the arena's servers: each a tmpfs, which is full once it is shrunk to what it holds.
+"""Small disks for tests: each a tmpfs, which is full once it is shrunk to what it holds.
 
 A shrunk disk refuses what a full one refuses (ENOSPC), costs no memory, and is emptied at once. Mounting
 needs root; where it is not to be had no server gets one, and the faults that fill them are left out.
