@@ -35,14 +35,14 @@ class Launcher:
     Args:
         settings: Read without the run file of an earlier launcher.
         full: Start RabbitMQ and Redis too, where no URL names one.
-        say: Receives the start-up lines.
+        show: Receives the lines for people.
     """
 
-    def __init__(self, settings: Settings, *, full: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, *, full: bool, show: Callable[[str], None]) -> None:
         self._directory = DataDirectory(settings.data_dir)
         self._settings = _changed(settings, data_dir=self._directory.path)
         self._full = full
-        self._say = say
+        self._show = show
         self._own_servers: frozenset[str] = frozenset()
         self._stop = StopRequest()
         self._supervisor = Supervisor(self._directory.run / "processes.json")
@@ -95,7 +95,7 @@ class Launcher:
             return self._run_demo(demo_jobs)
         self._say("Ready. Paste into another shell to submit a job and poll it:")
         for line in paste_lines(self._settings, password):
-            print(line, flush=True)
+            self._show(line)
         self._supervisor.watch(self._stop)
         return 0
 
@@ -173,6 +173,9 @@ class Launcher:
                     f"not ready after {READY_TIMEOUT_SECONDS:.0f} s: {answer.reason} (ask waybill doctor)"
                 )
             time.sleep(0.1)
+
+    def _say(self, line: str) -> None:
+        self._show(f"waybill: {line}")
 
     def _say_all(self, lines: Iterable[str]) -> None:
         for line in lines:

@@ -1,6 +1,7 @@
 """``waybill up``: options in, exit status out. The work: ``launcher.py``."""
 
 import sys
+from contextlib import suppress
 
 import click
 
@@ -23,5 +24,11 @@ def up(*, full: bool, demo_jobs: int | None) -> None:
     """
     settings = load_settings(with_run_file=False)
     log.configure(settings.log_level)
-    launcher = Launcher(settings, full=full, say=lambda line: print(f"waybill: {line}", flush=True))
+    launcher = Launcher(settings, full=full, show=_show)
     sys.exit(launcher.run(demo_jobs))
+
+
+def _show(line: str) -> None:
+    """A full disk behind our output, or a reader that has gone, ends nothing."""
+    with suppress(OSError):
+        print(line, flush=True)

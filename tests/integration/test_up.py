@@ -6,6 +6,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -144,6 +145,16 @@ def test_memory_broker_and_full_contradict_each_other(directory: DataDirectory) 
     with launched(directory, "--full", WAYBILL_BROKER_URL="memory://") as up:
         assert up.wait_exit() == 2
         assert "unset WAYBILL_BROKER_URL" in up.said()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_full_disk_behind_its_output_ends_nothing(directory: DataDirectory) -> None:
+    with launched(directory, output=Path("/dev/full")) as up:
+        wait_until(lambda: up.processes().get("api"), timeout_seconds=90, what="the API runs")
+        time.sleep(1)  # it has said that it is ready by then
+        assert up.process.poll() is None
+        up.stop()
+    assert postgres_processes(directory) == []
 
 
 def test_port_nought_means_any(directory: DataDirectory) -> None:

@@ -41,9 +41,16 @@ class Launched:
         directory: Its data directory.
         command: Program and arguments.
         settings: Environment variables.
+        output: Where it writes; None: to a file in its directory.
     """
 
-    def __init__(self, directory: DataDirectory, command: Sequence[str], settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        directory: DataDirectory,
+        command: Sequence[str],
+        settings: Mapping[str, str],
+        output: Path | None = None,
+    ) -> None:
         self.directory = directory
         self.api_port, self.flower_port = free_port(), free_port()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
@@ -54,7 +61,7 @@ class Launched:
             "WAYBILL_RATE_LIMITS": "off",
             **settings,
         }
-        self.output = directory.path / f"up-{self.api_port}.out"
+        self.output = output or directory.path / f"up-{self.api_port}.out"
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
                 command,
@@ -65,8 +72,8 @@ class Launched:
             )
 
     def said(self) -> str:
-        """All of its output so far."""
-        return self.output.read_text()
+        """All of its output so far; none where that is no file."""
+        return self.output.read_text() if self.output.is_file() else ""
 
     def processes(self) -> dict[str, Any]:
         """Who is who, as it says; empty before it does."""
@@ -98,7 +105,11 @@ class Launched:
 
 @contextmanager
 def launched(
-    directory: DataDirectory, *arguments: str, status: str = "", **settings: str
+    directory: DataDirectory,
+    *arguments: str,
+    status: str = "",
+    output: Path | None = None,
+    **settings: str,
 ) -> Iterator[Launched]:
     """Start ``waybill up``; at the end nothing of it is left, whatever happened.
 
@@ -106,9 +117,11 @@ def launched(
         directory: Its data directory.
         *arguments: Options of ``up``.
         status: Exit status with which the stand-in for the node ends at once; empty: it serves.
+        output: Where it writes; None: to a file in its directory.
         **settings: Environment variables.
     """
-    with _running(directory, [sys.executable, "-c", _SCRIPT, status, "up", *arguments], settings) as up:
+    command = [sys.executable, "-c", _SCRIPT, status, "up", *arguments]
+    with _running(directory, command, settings, output=output) as up:
         yield up
 
 
@@ -132,9 +145,14 @@ def launched_whole(
 
 @contextmanager
 def _running(
-    directory: DataDirectory, command: Sequence[str], settings: Mapping[str, str], *, is_quiet: bool = False
+    directory: DataDirectory,
+    command: Sequence[str],
+    settings: Mapping[str, str],
+    *,
+    is_quiet: bool = False,
+    output: Path | None = None,
 ) -> Iterator[Launched]:
-    up = Launched(directory, command, settings)
+    up = Launched(directory, command, settings, output)
     try:
         yield up
     finally:
