@@ -100,7 +100,9 @@ class Arena:
         self.output = output
         self.disks = self._disks() if can_mount() else {}
         self.clocks: dict[str, Clock] = {}
-        self._clock_library = clocks.build(directory.run) if clocks.can_be_set() else None
+        self._tools = directory.path / "tools"
+        self._tools.mkdir()
+        self._clock_library = clocks.build(self._tools) if clocks.can_be_set() else None
         self._supervisor = Supervisor(directory.run / "processes.json", longest_delay_seconds=0.4)
         self._children: list[Child] = []
         self._must_stop = threading.Event()
@@ -276,6 +278,7 @@ class Arena:
         return {
             "postgres": Disk(self.directory.path / "postgres", owner),
             "rabbitmq": Disk(self.directory.path / "rabbitmq" / "mnesia"),
+            "run": Disk(self.directory.run),
         }
 
     def _settings(self) -> Settings:
@@ -304,7 +307,7 @@ class Arena:
         if kind == "api":
             environment["WAYBILL_API_PORT"] = str(self.api_ports[spec.name])
         if self._clock_library is not None:
-            file = self.directory.run / f"clock-{spec.name}"
+            file = self._tools / f"clock-{spec.name}"
             clock = self.clocks[spec.name] = Clock(file, self._clock_library)
             environment |= clock.environment()
         environment |= {

@@ -9,7 +9,7 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import psutil
@@ -99,6 +99,7 @@ CATALOGUE: tuple[tuple[str, str], ...] = (
     ("full", "postgres"),
     ("full-wal", "postgres"),
     ("full", "rabbitmq"),
+    ("full", "run"),
     ("scarce", "rabbitmq"),
     ("full", "redis"),
     *((kind, target) for kind in ("ahead", "behind") for target in KINDS),
@@ -247,14 +248,19 @@ def _crash(arena: Arena, fault: Fault) -> Lift:
 
 
 def _full(arena: Arena, fault: Fault) -> Lift:
-    """The server's disk. PostgreSQL, where it ended over it, is started again when there is room.
+    """The server's disk, or that of our own files, while some of ours end and are started again.
 
-    RabbitMQ goes on without its quorum queues (seen with 3.10): as its operator has to, we start it again.
+    PostgreSQL, where it ended over it, is started again when there is room. RabbitMQ goes on without its
+    quorum queues (seen with 3.10): as its operator has to, we start it again.
     """
     if fault.target == "redis":
         return _full_redis(arena)
     disk = arena.disks[fault.target]
     disk.fill()
+    if fault.target == "run":
+        for kind in KINDS:
+            _signal(signal.SIGKILL, arena, replace(fault, target=kind))
+        return disk.free
 
     def free() -> None:
         disk.free()
