@@ -35,6 +35,9 @@ FILES_FACTOR, FILES_SLACK = 1.5, 64
 CONNECTIONS_SLACK = 40
 """The pools of ten processes may have grown to their size, and no further."""
 
+BLOAT_FACTOR, BLOAT_SLACK = 3, 64 * 1024 * 1024
+"""What vacuuming has not got to is to be had again; but not without bound."""
+
 EVERYONE = "admin"
 """Who may see everybody's jobs."""
 
@@ -344,6 +347,9 @@ def _privacy(evidence: Evidence) -> Iterator[str]:
 
 
 def _footprint(evidence: Evidence) -> Iterator[str]:
+    for name, table in evidence.tables.items():
+        if table.held > table.needed * BLOAT_FACTOR + BLOAT_SLACK:
+            yield f"table {name} held {table.held >> 20} MiB, and needs {table.needed >> 20}"
     before, after = evidence.before, evidence.after
     if before is None or after is None:
         return

@@ -32,6 +32,7 @@ GOALS: tuple[tuple[str, float, Callable[[str], bool]], ...] = (
 )
 """What is to recover within how many seconds: of its begin where it is over at once, else of its return."""
 
+_LARGEST = 4
 _NODE_LOST = ("kill-leader", "kill-follower", "stop-leader")
 _FELLING = ("kill", "immediate", "stop", "kill-backend")
 
@@ -174,6 +175,8 @@ def summary(result: Result) -> Iterator[str]:
     for kind, memory in result.memory.items():
         shown = " ".join(str(resident >> 20) for resident in memory)
         yield f"memory of {kind} (MiB; at first, in the quarters, at rest): {shown}"
+    for name, table in sorted(result.tables.items(), key=lambda one: -one[1].held)[:_LARGEST]:
+        yield f"table {name}: {table.held >> 20} MiB, {table.needed >> 20} once it is written anew"
     for violation in result.violations:
         yield f"VIOLATION {violation}"
     yield f"violations: {len(result.violations)}"

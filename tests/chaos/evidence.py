@@ -12,7 +12,7 @@ from standardwebhooks import Webhook
 from tests.chaos.arena import Footprint
 from tests.chaos.crates import DEPOT
 from tests.chaos.history import Line
-from tests.chaos.ledger import Transition
+from tests.chaos.ledger import Table, Transition
 from tests.chaos.witness import Witnessed
 from tests.kit.receiver import ReceivedRequest
 
@@ -98,6 +98,7 @@ class Evidence:
         settled: Ids of upstream's messages that became jobs, or dead letters.
         shipments: Jobs that the third party is to be told of.
         calls: What it was told.
+        tables: What each takes, by name.
         before: The footprint before the first fault.
         after: The footprint at rest.
     """
@@ -112,6 +113,7 @@ class Evidence:
     shipments: Sequence[str] = ()
     calls: Sequence[Call] = ()
     transitions: Sequence[Transition] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
     before: Footprint | None = None
     after: Footprint | None = None
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
+from psycopg.sql import SQL, Identifier, Literal
 
 from tests.chaos.crates import INSURE
 
@@ -35,6 +36,19 @@ class Transition:
     job: str
     owner: str
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Bytes of a table and its indexes.
+
+    Attributes:
+        held: As it was.
+        needed: Once it was written anew.
+    """
+
+    held: int
+    needed: int
 
 
 RULES = (
@@ -171,6 +185,22 @@ def shipments(database_url: str) -> list[str]:
     query = "SELECT id FROM jobs WHERE resource = 'crates' AND operation = 'create' AND state = 'succeeded'"
     with connect(database_url) as connection:
         return [str(row[0]) for row in connection.execute(query).fetchall()]
+
+
+def tables(database_url: str) -> dict[str, Table]:
+    """What each table takes. Writes them all anew, so nobody may be at work."""
+    names = "SELECT relname FROM pg_stat_user_tables WHERE schemaname = 'waybill' ORDER BY relname"
+    found = {}
+    with connect(database_url) as connection:
+        connection.autocommit = True
+        for (name,) in connection.execute(names).fetchall():
+            size = SQL("SELECT pg_total_relation_size({})").format(Literal(f"waybill.{name}"))
+            held = connection.execute(size).fetchone()
+            connection.execute(SQL("VACUUM (FULL) {}").format(Identifier("waybill", str(name))))
+            needed = connection.execute(size).fetchone()
+            if held is not None and needed is not None:
+                found[str(name)] = Table(int(str(held[0])), int(str(needed[0])))
+    return found
 
 
 def upstream_keys(database_url: str) -> set[str]:

@@ -89,6 +89,7 @@ class Result:
         pace: Of those that met no fault; None where all did.
         memory: Resident bytes by kind of process, the largest of its processes: at the first fault, at the
             highest in each quarter of the run, and at rest.
+        tables: What each takes, by name.
         crashed: Failpoints at which somebody crashed, and after how many seconds; at the last time.
         unreached: Failpoints to which nobody came in their time.
     """
@@ -103,6 +104,7 @@ class Result:
     requests: int
     pace: Pace | None
     memory: Mapping[str, Sequence[int]]
+    tables: Mapping[str, ledger.Table] = field(default_factory=dict)
     crashed: Mapping[str, float] = field(default_factory=dict)
     unreached: Sequence[str] = ()
 
@@ -298,6 +300,7 @@ class Run:
             settled=ledger.upstream_keys(url) | dead_letters(self._arena.rabbitmq.url),
             shipments=ledger.shipments(url),
             calls=calls(self._receiver.requests),
+            tables=ledger.tables(url),
             before=before,
             after=after,
         )
@@ -313,6 +316,7 @@ class Run:
             requests=self._stopwatch.requests,
             pace=self._stopwatch.pace(self._history.lines),
             memory=_by_quarter([before, *self._footprints, after]),
+            tables=evidence.tables,
             crashed=self._crashed,
             unreached=self._unreached,
         )

@@ -11,7 +11,7 @@ from tests.chaos.arena import Footprint
 from tests.chaos.checker import RULES, check
 from tests.chaos.evidence import Arrival, Call, Evidence
 from tests.chaos.history import Line
-from tests.chaos.ledger import Transition
+from tests.chaos.ledger import Table, Transition
 from tests.chaos.witness import Witnessed
 
 ENTITY, OTHERS = "e-1", "e-2"
@@ -85,6 +85,7 @@ def sound() -> Evidence:
         shipments=["j-20", "j-21"],
         calls=[Call("j-20.ship", "d20"), Call("j-21.ship", "d21"), Call("j-21.ship", "d21")],
         transitions=[*HERS, Transition(70, "j-7", "u-bob", "succeeded")],
+        tables={"jobs": Table(250 << 20, 100 << 20)},
         before=FEET,
         after=FEET,
     )
@@ -507,6 +508,11 @@ PLANTED: dict[str, tuple[Evidence, str, str]] = {
         replace(sound(), after=replace(FEET, database_connections=190)),
         "footprint",
         "connections went",
+    ),
+    "bloat": (
+        replace(sound(), tables={"jobs": Table(400 << 20, 100 << 20)}),
+        "footprint",
+        "table jobs held 400 MiB, and needs 100",
     ),
 }
 

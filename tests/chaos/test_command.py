@@ -6,6 +6,7 @@ from tests.chaos import failover
 from tests.chaos.checker import Violation
 from tests.chaos.command import GOALS, summary
 from tests.chaos.faults import CATALOGUE
+from tests.chaos.ledger import Table
 from tests.chaos.run import Result
 from tests.chaos.stopwatch import Pace
 
@@ -22,6 +23,7 @@ def _result(recoveries: dict[str, list[float]], pace: Pace | None = None) -> Res
         requests=20,
         pace=pace,
         memory={"api": [100 << 20, 110 << 20, 105 << 20]},
+        tables={"jobs": Table(30 << 20, 20 << 20)},
     )
 
 
@@ -60,6 +62,7 @@ def test_paces_memory_and_violations_are_told() -> None:
     assert "jobs: 8 (7 succeeded, 1 failed)" in told
     assert "20 timed, of them 12 not within 30 s of a fault: 1 errors, median 20 ms, p95 300 ms" in told
     assert "memory of api (MiB; at first, in the quarters, at rest): 100 110 105" in told
+    assert "table jobs: 30 MiB, 20 once it is written anew" in told
     assert told.endswith("VIOLATION order: b before a\nviolations: 1")
 
 
