@@ -69,10 +69,19 @@ def pairs(seed: int, count: int) -> list[list[Fault]]:
     """Rounds of two failpoints at once; the same for the same seed."""
     chance = random.Random(f"pairs-{seed}")
     names = sorted(points())
-    return [_round(chance.sample(names, 2), seed + place) for place in range(count)]
+    found: list[list[Fault]] = []
+    while len(found) < count:
+        planned = chance.sample(names, 2)
+        if len({target for _, target in _beside(planned)}) == len(_beside(planned)):  # one weather for a link
+            found.append(_round(planned, seed + len(found)))
+    return found
+
+
+def _beside(names: Sequence[str]) -> set[tuple[str, str]]:
+    steps = {Step(name.partition("-")[2]) for name in names}
+    return {_BESIDE[step] for step in steps if step in _BESIDE}
 
 
 def _round(names: Sequence[str], draw: int) -> list[Fault]:
-    beside = (_BESIDE.get(Step(name.partition("-")[2])) for name in names)
-    wanted = [*((CRASH, name) for name in names), *(one for one in beside if one is not None)]
-    return [Fault(kind, target, LONGEST_SECONDS, draw) for kind, target in dict.fromkeys(wanted)]
+    wanted = [*((CRASH, name) for name in names), *sorted(_beside(names))]
+    return [Fault(kind, target, LONGEST_SECONDS, draw) for kind, target in wanted]
