@@ -20,6 +20,8 @@ from tests.chaos.wire import Wire
 
 Item = tuple[str, int, Plot, dict[str, Any]]
 """Of a bulk: what is done, its operation's number, to what, and with which data."""
+_NOTED = 10
+"""Of a page so many are put down: all of them would be most of what a history holds."""
 _ELSEWHERE = 0.3
 """So many acts go to whichever API."""
 
@@ -309,7 +311,7 @@ class Worker:
         since = self._history.now()
         reply = self._wire.call("GET", "entities?limit=30&sort=-createdAt")
         if reply.status == 200:
-            for item in reply.json["items"]:
+            for item in self._some(reply.json["items"]):
                 self._read(item, None, since)
 
     def list_jobs(self) -> None:
@@ -317,8 +319,11 @@ class Worker:
         since = self._history.now()
         reply = self._wire.call("GET", "jobs?limit=50")
         if reply.status == 200:
-            for item in reply.json["items"]:
+            for item in self._some(reply.json["items"]):
                 self._saw(item, None, since)
+
+    def _some(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._chance.sample(items, min(_NOTED, len(items)))
 
     def peep(self) -> None:
         """Try to read what is somebody else's: it must not be there."""
