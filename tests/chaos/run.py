@@ -197,9 +197,8 @@ class Run:
         self._say("healed; waiting for rest")
         rest_seconds = self._await_rest()
         self._say(f"at rest after {rest_seconds:.0f} s; looking everything over")
-        for looker in self._lookers:
-            looker.collect()
         with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda looker: looker.collect(), self._lookers))
             list(threads.map(lambda stream: stream.catch_up(self._arena.direct_urls[0]), self._streams))
         return self._judged(before, rest_seconds)
 
