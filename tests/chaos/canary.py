@@ -31,7 +31,6 @@ class Canary:
         self._clients = [Client(url, timeout_seconds=8) for url in urls]
         self._user = user
         self._sessions = sessions
-        self._refused = ""
         self._history = history
 
     def sings_after(self) -> float | None:
@@ -47,7 +46,7 @@ class Canary:
 
     def _try(self, client: Client) -> bool:
         try:
-            client.token = self._sessions.token(client.url, self._user, refused=self._refused)
+            client.token = self._sessions.token(client.url, self._user)
         except urllib3.exceptions.HTTPError:
             return False
         entity = str(uuid.uuid4())
@@ -66,6 +65,6 @@ class Canary:
             self._history.add("ok", op=op, job=answer.json["id"])
         else:
             if answer.status == 401:
-                self._refused = client.token
+                self._sessions.refuse(client.url, self._user, client.token)
             self._history.add("fail" if answer.status < 500 else "unknown", op=op, status=answer.status)
         return False

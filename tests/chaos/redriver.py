@@ -90,7 +90,8 @@ class Redriver(Actor):
         client.token = self._sessions.token(client.url, self._user)
         reply = client.call(method, path, body, headers)
         if reply.status == 401:
-            client.token = self._sessions.token(client.url, self._user, refused=client.token)
+            self._sessions.refuse(client.url, self._user, client.token)
+            client.token = self._sessions.token(client.url, self._user)
             reply = client.call(method, path, body, headers)
         if reply.status == 401:
             raise urllib3.exceptions.HTTPError("not let in")

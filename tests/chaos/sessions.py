@@ -30,8 +30,8 @@ class Sessions:
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def token(self, url: str, user: User, *, refused: str = "") -> str:
-        """A token that this API gave this user; a fresh one in place of one that it refused.
+    def token(self, url: str, user: User) -> str:
+        """A token that this API gave this user.
 
         Raises:
             HTTPError: It gives none now.
@@ -41,7 +41,7 @@ class Sessions:
             lock = self._locks.setdefault(place, threading.Lock())
         with lock:
             known = self._tokens.get(place, "")
-            if known and known != refused:
+            if known:
                 return known
             if time.monotonic() < self._failed_at.get(place, 0) + _PAUSE_SECONDS:
                 raise urllib3.exceptions.HTTPError("no log-in a moment ago")
@@ -51,6 +51,12 @@ class Sessions:
                 self._failed_at[place] = time.monotonic()
                 raise
             return self._tokens[place]
+
+    def refuse(self, url: str, user: User, token: str) -> None:
+        """This API no longer takes this token: the next one is a fresh one, where there is none yet."""
+        with self._lock:
+            if self._tokens.get((url, user.email)) == token:
+                del self._tokens[url, user.email]
 
     def _log_in(self, url: str, user: User) -> str:
         client = Client(url, timeout_seconds=self._timeout_seconds)

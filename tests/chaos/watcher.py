@@ -64,7 +64,6 @@ class Watcher(Actor):
         self._urls = urls
         self._user = user
         self._sessions = sessions
-        self._refused = ""
         self._history = history
         self._garden = garden
         self._chance = chance
@@ -79,7 +78,7 @@ class Watcher(Actor):
         self._must_stop.wait(self._chance.uniform(0.2, 1))
 
     def _token(self, url: str) -> str:
-        return self._sessions.token(url, self._user, refused=self._refused)
+        return self._sessions.token(url, self._user)
 
     def _begin(self, job: str | None, after: int | None) -> int:
         watch = next(_numbers)
@@ -123,7 +122,7 @@ class EventWatcher(Watcher):
             "GET", f"{url}/api/v1/jobs/{job}/events", headers=headers, preload_content=False
         ) as answer:
             if answer.status == 401:
-                self._refused = token
+                self._sessions.refuse(url, self._user, token)
             if answer.status != 200:
                 return
             yield from _transitions(answer)
@@ -167,7 +166,8 @@ class StreamWatcher(Watcher):
             while True:
                 frame = json.loads(stream.recv(timeout=silence_seconds))
                 if "sequence" not in frame:  # an error, and then the end of the conversation
-                    self._refused = token if frame.get("status") == 401 else self._refused
+                    if frame.get("status") == 401:
+                        self._sessions.refuse(url, self._user, token)
                     return
                 self._told(self._number, frame["sequence"], frame["job"])
                 self._last = frame["sequence"]

@@ -90,7 +90,8 @@ class Wire:
         client.token = self._sessions.token(client.url, self._user)
         reply = self._timed(method, path, body, headers)
         if reply.status == 401:  # refused for certain: nothing of it has happened
-            client.token = self._sessions.token(client.url, self._user, refused=client.token)
+            self._sessions.refuse(client.url, self._user, client.token)
+            client.token = self._sessions.token(client.url, self._user)
             reply = self._timed(method, path, body, headers)
         if reply.status == 401:
             raise urllib3.exceptions.HTTPError("not let in: its clock is behind the database's")
