@@ -5,10 +5,11 @@ whether it was kept. What it does to entities goes through a client, and into th
 """
 
 import json
+import random
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -34,6 +35,7 @@ from tests.chaos.user import User
 from tests.chaos.workload import Worker
 from tests.kit import ageing
 from tests.kit.client import Client
+from tests.kit.faulty_link import FaultyLink, Mode, Weather
 
 _ANSWER_SECONDS = 10.0
 _FAULTS = (
@@ -47,6 +49,8 @@ _UNDER_WAY = f"""SELECT lane FROM jobs WHERE resource = 'crates' AND payload ->>
 _HOLD = f"""SELECT pg_try_advisory_lock(lane) FROM ({_UNDER_WAY}
     AND crashes > 0 AND CAST(crash_log -> -1 ->> 'at' AS timestamptz) > %s) AS lost"""  # noqa: S608
 _HURRY = "UPDATE deliveries SET announce_at = now() WHERE target = %s AND announce_at > now()"
+_OLD_FAILURE = """INSERT INTO login_attempts (digest, failures, last_at)
+    VALUES (uuid_send(gen_random_uuid()), 1, now() - interval '40 days')"""
 _PAST = 60
 """Jobs that are past their retention, made for each pruning."""
 _CROWD = 700
@@ -71,6 +75,8 @@ class Provoker:
         self._admin = _Caller(arena.direct_urls[0], admin.email, admin.password, admin.token)
         self._owner = _Caller(arena.direct_urls[0], user.email, user.password, user.token)
         self._crowded_at = float("-inf")
+        self._pace = random.Random(user.name)
+        self._cut: Sequence[FaultyLink] = ()
         self._told_to_stop: set[int] = set()
         self._held: psycopg.Connection[Any] | None = None
         self._held_since = datetime.now(UTC)
@@ -104,7 +110,7 @@ class Provoker:
             Step.PRUNE_REST: self._prune,
             Step.SEND_EFFECT: self._crate,
             Step.PUT_OFF: self._crate,
-            Step.PUT_OFF_PUBLISH: self._cancel_of_a_client,
+            Step.PUT_OFF_PUBLISH: self._lose_broker,
             Step.PUT_OFF_SURPLUS: self._crowd,
             Step.PUT_OFF_OURS: self._puzzling_crate,
             Step.GIVE_BACK: self._stop_sending,
@@ -124,6 +130,9 @@ class Provoker:
 
     def let_go(self) -> None:
         """End what was provoked for a while."""
+        for link in self._cut:
+            link.heal()
+        self._cut = ()
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -224,6 +233,18 @@ class Provoker:
             self._crowded_at = time.monotonic()
             self._crates(_CROWD)
 
+    def _lose_broker(self) -> None:
+        """Have workers lose the broker while they publish; they have a moment to be back before."""
+        self._cut = [one for name, one in self._arena.links.items() if name.startswith("worker-rabbitmq")]
+        for link in self._cut:
+            link.heal()
+        time.sleep(1)
+        self._crates(100)
+        time.sleep(self._pace.uniform(0.1, 0.8))
+        for link in self._cut:
+            link.set(Weather(Mode.RESET))
+        time.sleep(0.5)
+
     def _stop_sending(self) -> None:
         """Have the worker of deliveries end while some wait for a receiver that does not answer."""
         for sender in self._arena.mains("worker"):
@@ -285,6 +306,7 @@ class Provoker:
         with closing(database), database.transaction() as connection:
             given = {"ada": self._user.id, "count": _PAST, "ago": timedelta(days=40)}
             connection.execute(text(ageing.MANY), given)
+            connection.execute(text(_OLD_FAILURE))
         self._arena.run_command("jobs", "prune")
 
 
