@@ -56,6 +56,8 @@ _PAST = 60
 _CROWD = 500
 """Calls for one receiver that are more than may wait for it, and than those that are sent meanwhile."""
 _CROWD_EVERY_SECONDS = 20.0
+_STARTING_SECONDS = 8.0
+"""So long after its start a worker is about to begin, or has begun."""
 
 
 class Provoker:
@@ -248,7 +250,9 @@ class Provoker:
     def _stop_sending(self) -> None:
         """Have the worker of deliveries end while some wait for a receiver that does not answer."""
         for sender in self._arena.mains("worker"):
-            if "worker-deliveries" in sender.cmdline() and sender.pid not in self._told_to_stop:
+            has_begun = time.time() - sender.create_time() > _STARTING_SECONDS
+            is_new = sender.pid not in self._told_to_stop
+            if "worker-deliveries" in sender.cmdline() and has_begun and is_new:
                 ledger.hasten(self._arena.postgres.url)  # nothing waits for one whose breaker is open
                 self._crates(20)
                 time.sleep(1)
