@@ -11,6 +11,7 @@ from celery.app.task import Task
 from models.errors import Transient
 from models.job import Priority
 from models.settings import MEMORY_BROKER, Settings
+from tasks.bounded_events import BoundedEvents
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.runtime import Runtime
 from tasks.topology import CELERY_QUEUES
@@ -25,7 +26,7 @@ def make_app(settings: Settings) -> Celery:
     Its tasks build their collaborators on first use, in the process that runs them: after the fork.
     What the API of a newer version may say beside the ids is left aside: the ledger says all that counts.
     """
-    app = Celery("waybill", set_as_current=False)
+    app = Celery("waybill", set_as_current=False, events=BoundedEvents)
     app.conf.update(_configuration(settings))
     runtime = Runtime(settings, app)
 

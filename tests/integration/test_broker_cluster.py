@@ -1,6 +1,7 @@
 """A broker of several nodes, named by a list of URLs: nobody depends on a single one."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,30 @@ def test_silent_node_costs_one_attempt(
     presence = Presence(app)
     wait_until(lambda: presence.queue(JOBS) is not None, timeout_seconds=PATIENCE_SECONDS)
     presence.close()
+
+
+def test_heartbeat_whose_connection_is_lost_before_its_exchange_is_declared_comes_to_an_end(
+    platform: Platform, rabbitmq: RabbitMQServer
+) -> None:
+    link = FaultyLink("worker-rabbitmq", rabbitmq.port)
+    url = rabbitmq.url.replace(f":{rabbitmq.port}/", f":{link.port}/")
+    app = make_app(platform.settings.model_copy(update={"broker_url": url}))
+    events = app.events.Dispatcher(app.connection_for_write(), hostname="worker@here", enabled=True)
+
+    def beat() -> bool:
+        thread = threading.Thread(
+            target=lambda: events.send("worker-heartbeat", retry=True), name="heart", daemon=True
+        )
+        thread.start()
+        thread.join(PATIENCE_SECONDS)
+        return not thread.is_alive()
+
+    assert events.producer.channel.is_open
+    events.connection._connection = None  # seen: kombu lost sight of it, and its channel stays in use
+    link.set(Weather(Mode.RESET))
+    link.heal()
+    assert beat(), "it tries for ever"
+    link.close()
 
 
 def test_worker_whose_connections_do_not_last_does_not_flood_the_broker(
