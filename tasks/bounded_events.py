@@ -17,15 +17,9 @@ class BoundedDispatcher(EventDispatcher):
     exchange on that channel again and again: the worker lives, connects, and never takes a message (seen).
     """
 
-    def send(
-        self,
-        type: str,
-        *arguments: Any,
-        retry_policy: dict[str, Any] | None = None,
-        **fields: Any,
-    ) -> Any:
+    def send(self, type: str, *arguments: Any, **fields: Any) -> Any:
         """Send an event, or keep it for later."""
-        return super().send(type, *arguments, retry_policy=retry_policy or PATIENCE, **fields)
+        return super().send(type, *arguments, **{"retry_policy": PATIENCE, **fields})
 
 
 class BoundedEvents(Events):
