@@ -60,11 +60,11 @@ _FELLING = ("kill", "immediate", "stop", "kill-backend")
 )
 @click.option("--faults", "rounds", type=click.IntRange(0), help="How many rounds.  [default: one in 7 s]")
 @click.option(
-    "--pairs",
-    default=0.25,
+    "--at-once",
+    default=1.25,
     show_default=True,
-    type=click.FloatRange(0, 1),
-    help="The share of rounds in which two things are broken at once.",
+    type=click.FloatRange(1, 4),
+    help="How many things are broken at once, on average.",
 )
 @click.option(
     "--failpoints",
@@ -95,7 +95,7 @@ def chaos(
     clients: int,
     reads: float,
     rounds: int | None,
-    pairs: float,
+    at_once: float,
     failpoints: int | None,
     folder: Path | None,
     planted: tuple[str, ...],
@@ -118,8 +118,8 @@ def chaos(
     signal.signal(signal.SIGTERM, _end)  # by itself it would leave the servers behind
     logging.getLogger("waybill").addHandler(logging.NullHandler())
     if failpoints is None:
-        schedule = faults.schedule(seed, rounds, pairs=pairs)
-        again = f"--seconds {time_given:g} --faults {rounds} --pairs {pairs:g}"
+        schedule = faults.schedule(seed, rounds, at_once=at_once)
+        again = f"--seconds {time_given:g} --faults {rounds} --at-once {at_once:g}"
     else:
         time_given = 0
         schedule = [*crashes.singles(seed), *crashes.pairs(seed, failpoints)]

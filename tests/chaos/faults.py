@@ -119,13 +119,13 @@ _LONG_SHARE = 0.15
 """So many last longer than most time-outs."""
 
 
-def schedule(seed: int, count: int, *, pairs: float = 0.25) -> list[list[Fault]]:
-    """``count`` rounds of one fault, or two at once; the same for the same seed.
+def schedule(seed: int, count: int, *, at_once: float = 1.25) -> list[list[Fault]]:
+    """``count`` rounds of one fault, or more at once; the same for the same seed.
 
     Args:
         seed: Decides.
         count: Rounds.
-        pairs: The share of rounds with two.
+        at_once: How many faults a round has on average, about: what two want to break, one gets.
 
     Of five rounds two break processes or servers, two links, and one crashes at a failpoint. Within each of
     the three nothing comes twice before everything came once.
@@ -136,10 +136,10 @@ def schedule(seed: int, count: int, *, pairs: float = 0.25) -> list[list[Fault]]
     for place in range(count):
         which = _ORDER[place % len(_ORDER)]
         planned = [_drawn(decks, chance, which)]
-        if chance.random() < pairs:
-            second = _drawn(decks, chance, chance.choice(_ORDER))
-            if second.target != planned[0].target:
-                planned.append(second)
+        for _ in range(int(at_once - 1) + (chance.random() < at_once % 1)):
+            further = _drawn(decks, chance, chance.choice(_ORDER))
+            if all(further.target != one.target for one in planned):
+                planned.append(further)
         rounds.append(planned)
     return rounds
 

@@ -42,8 +42,15 @@ def test_seed_replays_its_faults() -> None:
     assert faults.schedule(5, 40) != faults.schedule(6, 40)
 
 
+@pytest.mark.parametrize("at_once", [1, 1.5, 3])
+def test_so_many_are_broken_at_once_and_no_target_twice(at_once: float) -> None:
+    rounds = [[fault.target for fault in one] for one in faults.schedule(5, 400, at_once=at_once)]
+    assert all(len(targets) == len(set(targets)) for targets in rounds)
+    assert at_once * 0.93 <= sum(map(len, rounds)) / 400 <= at_once + 0.1
+
+
 def test_every_fault_comes_before_any_comes_twice() -> None:
-    planned = [fault for one in faults.schedule(5, 400) for fault in one]
+    planned = [fault for one in faults.schedule(5, 600) for fault in one]
 
     met = {(fault.kind, fault.target) for fault in planned}
 

@@ -4,7 +4,7 @@ from tests.chaos import failover, faults
 
 
 def test_every_fourth_round_is_of_the_cluster_and_the_seed_decides_which() -> None:
-    rounds = faults.schedule(5, 40, pairs=0.5)
+    rounds = faults.schedule(5, 40, at_once=1.5)
 
     planned = failover.among(rounds, 5)
 
@@ -17,5 +17,5 @@ def test_every_fourth_round_is_of_the_cluster_and_the_seed_decides_which() -> No
 
 
 def test_no_server_is_broken_in_two_ways_at_once() -> None:
-    for planned in failover.among(faults.schedule(5, 400, pairs=1), 5):
+    for planned in failover.among(faults.schedule(5, 400, at_once=2), 5):
         assert len({one.target for one in planned}) == len(planned)
