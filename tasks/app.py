@@ -11,7 +11,7 @@ from celery.app.task import Task
 from models.errors import Transient
 from models.job import Priority
 from models.settings import MEMORY_BROKER, Settings
-from tasks.bounded_events import BoundedEvents
+from tasks.bounded_celery import BoundedControl, BoundedEvents
 from tasks.names import APPLY, DELIVER, DELIVERIES_QUEUE, JOB_QUEUES
 from tasks.runtime import Runtime
 from tasks.topology import CELERY_QUEUES
@@ -26,7 +26,7 @@ def make_app(settings: Settings) -> Celery:
     Its tasks build their collaborators on first use, in the process that runs them: after the fork.
     What the API of a newer version may say beside the ids is left aside: the ledger says all that counts.
     """
-    app = Celery("waybill", set_as_current=False, events=BoundedEvents)
+    app = Celery("waybill", set_as_current=False, events=BoundedEvents, control=BoundedControl)
     app.conf.update(_configuration(settings))
     runtime = Runtime(settings, app)
 

@@ -3,11 +3,15 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
-from kombu import Connection, Queue
+from celery import Celery
+from kombu import Connection, Producer, Queue
+from kombu.exceptions import OperationalError
 
 from consumers.link import connect
 from consumers.publisher import end
@@ -111,27 +115,42 @@ def test_silent_node_costs_one_attempt(
     presence.close()
 
 
-def test_heartbeat_whose_connection_is_lost_before_its_exchange_is_declared_comes_to_an_end(
-    platform: Platform, rabbitmq: RabbitMQServer
+def _heartbeat(app: Celery) -> tuple[Producer, Callable[[], object]]:
+    events = app.events.Dispatcher(app.connection_for_write(), hostname="worker@here", enabled=True)
+    return events.producer, lambda: events.send("worker-heartbeat", retry=True)
+
+
+def _answer(app: Celery) -> tuple[Producer, Callable[[], object]]:
+    connection = app.connection_for_write()
+    producer = Producer(connection)
+    reply = partial(
+        app.control.mailbox(connection)._publish_reply, {}, "reply.celery.pidbox", "asker", "ticket"
+    )
+    return producer, lambda: reply(producer=producer)
+
+
+@pytest.mark.parametrize("prepare", [_heartbeat, _answer])
+def test_what_a_worker_says_over_a_connection_that_kombu_has_lost_sight_of_comes_to_an_end(
+    platform: Platform,
+    rabbitmq: RabbitMQServer,
+    prepare: Callable[[Celery], tuple[Producer, Callable[[], object]]],
 ) -> None:
     link = FaultyLink("worker-rabbitmq", rabbitmq.port)
     url = rabbitmq.url.replace(f":{rabbitmq.port}/", f":{link.port}/")
-    app = make_app(platform.settings.model_copy(update={"broker_url": url}))
-    events = app.events.Dispatcher(app.connection_for_write(), hostname="worker@here", enabled=True)
+    producer, say = prepare(make_app(platform.settings.model_copy(update={"broker_url": url})))
 
-    def beat() -> bool:
-        thread = threading.Thread(
-            target=lambda: events.send("worker-heartbeat", retry=True), name="heart", daemon=True
-        )
-        thread.start()
-        thread.join(PATIENCE_SECONDS)
-        return not thread.is_alive()
+    def speak() -> None:
+        with suppress(OperationalError):
+            say()
 
-    assert events.producer.channel.is_open
-    events.connection._connection = None  # seen: kombu lost sight of it, and its channel stays in use
+    assert producer.channel.is_open
+    producer.connection._connection = None  # as it was seen; its channel is still in use
     link.set(Weather(Mode.RESET))
     link.heal()
-    assert beat(), "it tries for ever"
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    speaker.join(PATIENCE_SECONDS)
+    assert not speaker.is_alive(), "it tries for ever"
     link.close()
 
 
