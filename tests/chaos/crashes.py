@@ -66,22 +66,20 @@ def singles(seed: int) -> list[list[Fault]]:
 
 
 def pairs(seed: int, count: int) -> list[list[Fault]]:
-    """Rounds of two failpoints at once; the same for the same seed."""
+    """Rounds of two failpoints at once; the same for the same seed.
+
+    Those that need something else to be broken come alone: it may keep everybody from the other one.
+    """
     chance = random.Random(f"pairs-{seed}")
-    names = sorted(points())
-    found: list[list[Fault]] = []
-    while len(found) < count:
-        planned = chance.sample(names, 2)
-        if len({target for _, target in _beside(planned)}) == len(_beside(planned)):  # one weather for a link
-            found.append(_round(planned, seed + len(found)))
-    return found
+    names = sorted(name for name in points() if not _beside([name]))
+    return [_round(chance.sample(names, 2), seed + place) for place in range(count)]
 
 
-def _beside(names: Sequence[str]) -> set[tuple[str, str]]:
-    steps = {Step(name.partition("-")[2]) for name in names}
-    return {_BESIDE[step] for step in steps if step in _BESIDE}
+def _beside(names: Sequence[str]) -> list[tuple[str, str]]:
+    steps = [Step(name.partition("-")[2]) for name in names]
+    return [_BESIDE[step] for step in steps if step in _BESIDE]
 
 
 def _round(names: Sequence[str], draw: int) -> list[Fault]:
-    wanted = [*((CRASH, name) for name in names), *sorted(_beside(names))]
+    wanted = [*((CRASH, name) for name in names), *_beside(names)]
     return [Fault(kind, target, LONGEST_SECONDS, draw) for kind, target in wanted]

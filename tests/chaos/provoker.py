@@ -53,7 +53,7 @@ _OLD_FAILURE = """INSERT INTO login_attempts (digest, failures, last_at)
     VALUES (uuid_send(gen_random_uuid()), 1, now() - interval '40 days')"""
 _PAST = 60
 """Jobs that are past their retention, made for each pruning."""
-_CROWD = 500
+_CROWD = 700
 """Calls for one receiver that are more than may wait for it, and than those that are sent meanwhile."""
 _CROWD_EVERY_SECONDS = 20.0
 _STARTING_SECONDS = 8.0
@@ -233,6 +233,7 @@ class Provoker:
     def _crowd(self) -> None:
         if time.monotonic() - self._crowded_at > _CROWD_EVERY_SECONDS:
             self._crowded_at = time.monotonic()
+            ledger.hasten(self._arena.postgres.url)  # nothing waits for one whose breaker is open
             self._crates(_CROWD)
 
     def _lose_broker(self) -> None:
@@ -253,7 +254,7 @@ class Provoker:
             has_begun = time.time() - sender.create_time() > _STARTING_SECONDS
             is_new = sender.pid not in self._told_to_stop
             if "worker-deliveries" in sender.cmdline() and has_begun and is_new:
-                ledger.hasten(self._arena.postgres.url)  # nothing waits for one whose breaker is open
+                ledger.hasten(self._arena.postgres.url)
                 self._crates(20)
                 time.sleep(1)
                 self._told_to_stop.add(sender.pid)
