@@ -321,7 +321,8 @@ def _do(question: list[Any], links: dict[int, Link], tasks: asyncio.TaskGroup) -
         case ["count", port]:
             return len(links[port].lines)
         case ["close", port]:
-            links.pop(port).close()
+            if port in links:  # it may be closed more than once
+                links.pop(port).close()
         case _:
             raise ValueError(f"cannot {question}")
     return None
