@@ -131,8 +131,8 @@ class Supervisor:
                 ended.append(entry.process)
                 self._is_told = False
                 _log.warning("process ended", extra={"part": entry.process.name})
-            if entry.restart_at is not None and now >= entry.restart_at:
-                self._is_told &= not self._restart(entry)  # a new pid is to be told
+            if entry.restart_at is not None and now >= entry.restart_at and self._restart(entry):
+                self._is_told = False
         if not self._is_told:
             self._tell()
         return ended

@@ -98,7 +98,7 @@ class Database:
         """One READ COMMITTED transaction: committed on leaving, rolled back on any error.
 
         Args:
-            step: What its commit is, as failpoints name it; None where it only reads.
+            step: What its commit is, as failpoints name it; None: it has none, as what only reads.
 
         Raises:
             DatabaseUnavailable: PostgreSQL cannot be reached, or the connection was lost. After a
