@@ -116,7 +116,7 @@ _ORDER = (0, 1, 0, 1, 2)
 """From which deck each round is drawn, again and again."""
 
 _LONG_SHARE = 0.15
-"""So many last longer than most time-outs."""
+"""So many rounds last longer than most time-outs."""
 
 
 def schedule(seed: int, count: int, *, at_once: float = 1.25) -> list[list[Fault]]:
@@ -135,21 +135,22 @@ def schedule(seed: int, count: int, *, at_once: float = 1.25) -> list[list[Fault
     rounds = []
     for place in range(count):
         which = _ORDER[place % len(_ORDER)]
-        planned = [_drawn(decks, chance, which)]
+        is_long = chance.random() < _LONG_SHARE
+        planned = [_drawn(decks, chance, which, is_long=is_long)]
         for _ in range(int(at_once - 1) + (chance.random() < at_once % 1)):
-            further = _drawn(decks, chance, chance.choice(_ORDER))
+            further = _drawn(decks, chance, chance.choice(_ORDER), is_long=is_long)
             if all(further.target != one.target for one in planned):
                 planned.append(further)
         rounds.append(planned)
     return rounds
 
 
-def _drawn(decks: list[list[tuple[str, str]]], chance: random.Random, which: int) -> Fault:
+def _drawn(decks: list[list[tuple[str, str]]], chance: random.Random, which: int, *, is_long: bool) -> Fault:
     if not decks[which]:
         decks[which] = list(_DECKS[which])
         chance.shuffle(decks[which])
     kind, target = decks[which].pop()
-    seconds = chance.uniform(8, 20) if chance.random() < _LONG_SHARE else chance.uniform(1, 5)
+    seconds = chance.uniform(8, 20) if is_long else chance.uniform(1, 5)
     is_over_at_once = kind == "kill-backend" or (kind in ("kill", "term") and target not in SERVERS)
     return Fault(kind, target, 0.0 if is_over_at_once else round(seconds, 2), chance.getrandbits(32))
 
