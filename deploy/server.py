@@ -171,7 +171,7 @@ class LocalServer(ABC):
         """The main process of an earlier start that still runs."""
         found = [p for p in processes_in(self._workplace, self.programs) if _name(p) == self.main_program]
         pids = {process.pid for process in found}
-        return next((process for process in found if _parent_pid(process) not in pids), None)
+        return next((process for process in found if _parent_pid(process) not in {None, *pids}), None)
 
     def _answers_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -233,8 +233,9 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def _parent_pid(process: psutil.Process) -> int:
+def _parent_pid(process: psutil.Process) -> int | None:
+    """None where it has ended meanwhile, as sessions of a database do at any time."""
     try:
         return int(process.ppid())
     except psutil.Error:
-        return 0
+        return None

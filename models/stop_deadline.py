@@ -1,4 +1,4 @@
-"""The latest end of a process that was told to stop, whatever holds it. Drains nothing."""
+"""The end of a process that cannot end by itself, whatever holds it. Drains nothing."""
 
 import _thread
 import logging
@@ -41,12 +41,21 @@ class StopDeadline:
     def _run(self) -> None:
         time.sleep(self._seconds)
         _log.warning("ended before everything was finished: the rest is given back")
-        children = psutil.Process().children(recursive=True)
-        for child in children:
-            with suppress(psutil.Error):
-                child.kill()
-        psutil.wait_procs(children, timeout=_GONE_SECONDS)  # a kill takes a moment: none of them outlives us
-        os._exit(0)
+        end_with_children(0)
+
+
+def end_with_children(status: int) -> None:
+    """Kill this process's children, then end it at once, whatever its threads do. Does not return.
+
+    Args:
+        status: Its exit status.
+    """
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.Error):
+            child.kill()
+    psutil.wait_procs(children, timeout=_GONE_SECONDS)  # a kill takes a moment: none of them outlives us
+    os._exit(status)
 
 
 def ignore_signals() -> None:

@@ -1,13 +1,15 @@
 """Celery's consumer as we need it: nothing lost, nothing declared in vain. What it consumes: ``topology``."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
+
+from tasks.watchdog import Watchdog
 
 LONGEST_PAUSE_SECONDS = 3
 LASTING_SECONDS = 10
@@ -53,6 +55,8 @@ class PlainConsumer(Consumer):
     a queue while its leader is away: four workers made hundreds of connections in half a minute, each with a
     page in the broker's log.
 
+    Where its loop is the process's main one, a watchdog ends the process when the loop stands still.
+
     Celery acknowledges a message that it cannot decode, and it is gone; one that it can decode and not
     make sense of may even end the worker. Here both go to ``waybill.jobs.dead``, to be collected.
     """
@@ -65,19 +69,49 @@ class PlainConsumer(Consumer):
         ]
 
     _patience: Patience | None = None
+    _beat: Callable[[], None] = staticmethod(lambda: None)
+
+    def start(self) -> None:
+        """Celery's own, watched."""
+        if threading.current_thread() is not threading.main_thread():
+            super().start()
+            return
+        with Watchdog() as watchdog:
+            self._beat = watchdog.beat
+            super().start()
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Let the loop of a connection beat; of a pool of processes."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(1, self._beat)
+
+    def perform_pending_operations(self) -> None:
+        """Celery's own, which the loop of a pool of threads does in each round."""
+        self._beat()
+        super().perform_pending_operations()
 
     def connect(self) -> Any:
         """Celery's own, not again at once where the last connection did not last."""
         self._patience = self._patience or Patience()
         until = time.monotonic() + self._patience.pause()
         while (left := until - time.monotonic()) > 0:
+            self._beat()
             maybe_shutdown()
             time.sleep(min(left, 0.2))
         return super().connect()
 
     def ensure_connected(self, conn: Any) -> Any:
         """Celery's own, with a bound to its pauses, for which it has no setting."""
-        conn.ensure_connection = partial(conn.ensure_connection, interval_max=LONGEST_PAUSE_SECONDS)
+        ensure = conn.ensure_connection
+
+        def ensure_connection(errback: Any, *arguments: Any, **options: Any) -> Any:
+            def on_error(error: Exception, interval: float) -> Any:
+                self._beat()
+                return errback(error, interval)
+
+            return ensure(on_error, *arguments, **(options | {"interval_max": LONGEST_PAUSE_SECONDS}))
+
+        conn.ensure_connection = ensure_connection
         return super().ensure_connected(conn)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:

@@ -179,6 +179,8 @@ def _victims(arena: Arena, fault: Fault) -> list[psutil.Process]:
         mains = arena.mains(fault.target)
         return [chance.choice(mains)] if mains else []
     pid = {"postgres": arena.postgres, "rabbitmq": arena.rabbitmq, "redis": arena.redis}[fault.target].pid
+    if pid is None:  # it is down already; and ``psutil.Process(None)`` is ourselves
+        return []
     with suppress(psutil.Error):
         main = psutil.Process(pid)
         return [main, *main.children(recursive=True)] if fault.target == "postgres" else [main]

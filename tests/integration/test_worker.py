@@ -36,7 +36,9 @@ sys.exit(worker.run(load_settings()))
 
 
 @contextmanager
-def running_worker(platform: Platform, broker_url: str, log: Path) -> Iterator[psutil.Popen]:
+def running_worker(
+    platform: Platform, broker_url: str, log: Path, prelude: str = ""
+) -> Iterator[psutil.Popen]:
     """A worker with two children, in a process group of its own, ended whatever happens."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
     environment = inherited | {
@@ -49,7 +51,7 @@ def running_worker(platform: Platform, broker_url: str, log: Path) -> Iterator[p
     }
     with log.open("w") as stream:
         process = psutil.Popen(
-            [sys.executable, "-c", _RUN],
+            [sys.executable, "-c", prelude + _RUN],
             env=environment,
             stdout=stream,
             stderr=subprocess.STDOUT,
