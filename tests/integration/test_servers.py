@@ -123,6 +123,27 @@ def test_survivor_of_a_killed_launcher_is_adopted(make: Make, directory: DataDir
     assert workplace_is_empty(heir)
 
 
+def test_session_that_ends_while_it_is_looked_at_is_not_taken_for_the_server(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphan, heir = PostgresServer(directory), PostgresServer(directory)
+    try:
+        orphan.start()
+        with psycopg.connect(orphan.url) as connection:
+            session = psutil.Process(connection.info.backend_pid)
+            assert session.name() == orphan.main_program
+        session.wait(10)
+        # found, of this name, and then ended
+        monkeypatch.setattr("deploy.server.processes_in", lambda *at: [session, *processes_in(*at)])
+        monkeypatch.setattr("deploy.server._name", lambda _: orphan.main_program)
+        heir.start()
+        assert heir.pid == orphan.pid
+    finally:
+        monkeypatch.undo()
+        heir.kill()
+        orphan.kill()
+
+
 def test_survivor_that_does_not_answer_is_replaced(directory: DataDirectory) -> None:
     require(find_redis)
     hung, heir = RedisServer(directory), RedisServer(directory)
