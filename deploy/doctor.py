@@ -33,6 +33,10 @@ from tasks.presence import Presence
 _LEAST_POSTGRES = 15
 _LEAST_FREE_MIB = 256
 _START = "start the platform with deploy/up"
+_REMAKE = (
+    "start its nodes; where they run and its log tells of a corrupt one, have it made anew: "
+    "rabbitmqctl -p {vhost} delete_queue {queue} (jobs and deliveries in it are announced again)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +192,22 @@ def _broker_api(settings: Settings) -> Finding:
 
 
 def _members(settings: Settings) -> Iterator[Finding]:
-    """Whether a cluster keeps every queue on as many nodes as it takes to outlive one."""
+    """Whether every queue is led, and a cluster keeps it on as many nodes as it takes to outlive one."""
     if not (settings.has_broker and settings.broker_api_url):
         return
     try:
         found = membership(Management(settings.broker_api_url), vhost_of(settings.broker_url))
     except (BrokerUnavailable, ConfigurationError):
         return  # told of the management API itself
+    for queue in found.lost:
+        detail = f"{queue} has no leader: RabbitMQ could not restore it, or most of its nodes are down"
+        yield Finding(
+            "members", False, detail, _REMAKE.format(queue=queue, vhost=vhost_of(settings.broker_url))
+        )
     for queue, members in found.thin.items():
         detail = f"{queue} has members on {members} of {found.nodes} nodes"
         yield Finding("members", False, detail, f"rabbitmq-queues grow NODE all --queue-pattern '^{queue}$'")
-    if found.nodes > 1 and not found.thin:
+    if found.nodes > 1 and not (found.thin or found.lost):
         yield Finding("members", True, f"every queue survives any one of {found.nodes} nodes")
 
 

@@ -1,4 +1,4 @@
-"""On how many nodes of a cluster each of our queues is kept, and whether that will do. Changes nothing."""
+"""On which nodes each of our queues is kept, whether that will do, and whether it is led. Changes nothing."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,17 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A cluster's queues.
+    """The queues of one node, or of a cluster.
 
     Attributes:
         nodes: Of the cluster, those that are down too.
         thin: Queues with fewer members than there could be: name and members.
+        lost: Queues that nobody leads: whoever consumes from one, or publishes to it, loses his connection.
     """
 
     nodes: int
     thin: dict[str, int]
+    lost: list[str]
 
 
 def membership(management: Management, vhost: str) -> Membership:
@@ -34,9 +36,10 @@ def membership(management: Management, vhost: str) -> Membership:
         ConfigurationError: We may not look.
     """
     nodes = len(management.get("nodes") or ())
-    members = {
-        one["name"]: len(one["members"])
-        for one in management.get("queues", vhost) or ()
-        if one["name"] in _OURS and "members" in one
-    }
-    return Membership(nodes, {name: count for name, count in members.items() if count < min(WANTED, nodes)})
+    ours = [one for one in management.get("queues", vhost) or () if one["name"] in _OURS and "members" in one]
+    members = {one["name"]: len(one["members"]) for one in ours}
+    return Membership(
+        nodes,
+        thin={name: count for name, count in members.items() if count < min(WANTED, nodes)},
+        lost=[one["name"] for one in ours if not one.get("leader")],
+    )

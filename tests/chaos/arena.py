@@ -21,6 +21,9 @@ import psutil
 
 from deploy import children, schema
 from deploy.account import Account
+from deploy.broker.inspection import vhost_of
+from deploy.broker.management import Management
+from deploy.broker.membership import membership
 from deploy.child import Child, ChildSpec
 from deploy.data_directory import DataDirectory
 from deploy.ports import free_port
@@ -39,6 +42,7 @@ from tests.kit.faulty_link import FaultyLink
 from tests.kit.rabbitmq_cluster import RabbitMQCluster
 from tests.kit.replicated_postgres import ReplicatedPostgres
 from tests.kit.servers import temporary_data_directory
+from tests.kit.upstream import ManagementApi
 from tests.kit.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -84,6 +88,9 @@ class Arena:
         output: Receives what its processes say.
         receiver_port: Where callbacks are taken, and where the third party is.
         bugs: Of ``bugs.py`` to be planted in its processes, comma-separated; empty: none.
+
+    Attributes:
+        deleted_queues: Those that RabbitMQ could not restore after its disk was full.
     """
 
     def __init__(self, directory: DataDirectory, output: Path, *, receiver_port: int, bugs: str = "") -> None:
@@ -100,6 +107,7 @@ class Arena:
         self.output = output
         self.disks = self._disks() if can_mount() else {}
         self.clocks: dict[str, Clock] = {}
+        self.deleted_queues: list[str] = []
         self._tools = directory.path / "tools"
         self._tools.mkdir()
         self._clock_library = clocks.build(self._tools) if clocks.can_be_set() else None
@@ -260,6 +268,16 @@ class Arena:
         server = {"postgres": self.postgres, "rabbitmq": self.rabbitmq, "redis": self.redis}[name]
         server.launch()
         server.wait_ready()
+
+    def delete_lost_queues(self) -> None:
+        """Do what ``waybill doctor`` tells its operator to, of queues that RabbitMQ could not restore."""
+        management, vhost = Management(self.rabbitmq.api_url), vhost_of(self.rabbitmq.url)
+        with suppress(AssertionError):
+            wait_until(lambda: not membership(management, vhost).lost, timeout_seconds=5, what="leaders")
+        lost = membership(management, vhost).lost
+        for queue in lost:
+            ManagementApi(self.rabbitmq.api_url).call("DELETE", f"/queues/{vhost}/{queue}")
+        self.deleted_queues += lost
 
     # ---- inside ------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tasks.names import DEAD_INTAKE, EXPIRED_INTAKE, INTAKE
 from tests.chaos.crates import INSURE, SHIP
 from tests.chaos.evidence import SUBSCRIBED, Evidence, Op
 from tests.chaos.history import Line
@@ -99,12 +100,20 @@ def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
 
 
 def _unsettled(evidence: Evidence) -> Iterator[str]:
-    """Messages that the broker had, and that are neither jobs nor dead letters; a wipe may take them."""
-    wipes = (one["at"] for one in evidence.lines if one["event"] == "healed" and "wipe" in one["name"])
-    wiped_at = max(wipes, default=-1)
+    """Messages that the broker had, and that are neither jobs nor dead letters.
+
+    A wipe may take them, and so may a queue that RabbitMQ could not restore.
+    """
+    wiped_at = max((one["at"] for one in evidence.lines if _takes_messages(one)), default=-1)
     for line in evidence.lines:
         if line["event"] == "confirmed" and line["at"] > wiped_at and line["message"] not in evidence.settled:
             yield f"operation {line['op']} was confirmed by the broker and never settled"
+
+
+def _takes_messages(line: Line) -> bool:
+    if line["event"] == "deleted":
+        return bool({INTAKE, EXPIRED_INTAKE, DEAD_INTAKE} & set(line["queues"]))
+    return line["event"] == "healed" and "wipe" in line["name"]
 
 
 def _deletions(ops: dict[int, Op], deletions: Counter[str]) -> Iterator[str]:

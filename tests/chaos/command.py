@@ -5,7 +5,8 @@ import random
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -164,6 +165,9 @@ def summary(result: Result) -> Iterator[str]:
         times = [took for name, some in result.recoveries.items() if belongs(name) for took in some]
         if times:
             yield f"  {what}: recovered in at most {max(times):.1f} s, {len(times)} times (goal: {goal:g} s)"
+    if result.deleted_queues:
+        deleted = _counted(Counter(result.deleted_queues))
+        yield f"queues that RabbitMQ could not restore, deleted and made anew: {deleted}"
     if result.crashed or result.unreached:
         yield f"failpoints crashed at: {len(result.crashed)} of {len(list(points()))}"
     if result.unreached:
@@ -194,6 +198,6 @@ def _paces(result: Result) -> Iterator[str]:
     )
 
 
-def _counted(numbers: dict[str, int]) -> str:
+def _counted(numbers: Mapping[str, int]) -> str:
     shown = (f"{count} {name}" for name, count in sorted(numbers.items(), key=lambda one: -one[1]))
     return f"{sum(numbers.values())} ({', '.join(shown)})"

@@ -254,7 +254,8 @@ def _full(arena: Arena, fault: Fault) -> Lift:
     """The server's disk, or that of our own files, while some of ours end and are started again.
 
     PostgreSQL, where it ended over it, is started again when there is room. RabbitMQ goes on without its
-    quorum queues (seen with 3.10): as its operator has to, we start it again.
+    quorum queues (seen with 3.10): as its operator has to, we start it again, and delete what it cannot
+    restore.
     """
     if fault.target == "redis":
         return _full_redis(arena)
@@ -270,6 +271,8 @@ def _full(arena: Arena, fault: Fault) -> Lift:
         if fault.target == "rabbitmq":
             arena.rabbitmq.kill()
         arena.restart(fault.target)
+        if fault.target == "rabbitmq":
+            arena.delete_lost_queues()
 
     return free
 

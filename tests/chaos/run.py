@@ -90,6 +90,7 @@ class Result:
         memory: Resident bytes by kind of process, the largest of its processes: at the first fault, at the
             highest in each quarter of the run, and at rest.
         tables: What each takes, by name.
+        deleted_queues: Those that RabbitMQ could not restore after its disk was full.
         crashed: Failpoints at which somebody crashed, and after how many seconds; at the last time.
         unreached: Failpoints to which nobody came in their time.
     """
@@ -105,6 +106,7 @@ class Result:
     pace: Pace | None
     memory: Mapping[str, Sequence[int]]
     tables: Mapping[str, ledger.Table] = field(default_factory=dict)
+    deleted_queues: Sequence[str] = ()
     crashed: Mapping[str, float] = field(default_factory=dict)
     unreached: Sequence[str] = ()
 
@@ -214,9 +216,12 @@ class Run:
             self._history.add("fault", name=name, seconds=[one.seconds for one in planned])
             lifts = faults.begin_all(self._arena, planned)
             self._last(planned)
+            known = len(self._arena.deleted_queues)
             for lift in lifts:
                 lift()
             self._history.add("healed", name=name)
+            if deleted := self._arena.deleted_queues[known:]:
+                self._history.add("deleted", queues=deleted)
             if self._plan.is_hurried and place + 1 < len(self._plan.rounds):
                 self._say(f"{place + 1}/{len(self._plan.rounds)} {name}")
                 self._clear_weather(planned)
@@ -316,6 +321,7 @@ class Run:
             pace=self._stopwatch.pace(self._history.lines),
             memory=_by_quarter([before, *self._footprints, after]),
             tables=evidence.tables,
+            deleted_queues=self._arena.deleted_queues,
             crashed=self._crashed,
             unreached=self._unreached,
         )

@@ -584,6 +584,15 @@ def test_a_wipe_may_take_what_was_confirmed_before_it() -> None:
     assert check(replace(sound(), settled=(), lines=[*sound().lines, *wiped])) == []
 
 
+@pytest.mark.parametrize(("queue", "may_be_lost"), [("waybill.intake", True), ("waybill.jobs", False)])
+def test_only_the_queues_of_the_intake_may_take_what_was_confirmed(queue: str, may_be_lost: bool) -> None:
+    deleted = {"at": 3.6, "event": "deleted", "queues": [queue]}
+
+    found = check(replace(sound(), settled=(), lines=[*sound().lines, deleted]))
+
+    assert (found == []) is may_be_lost
+
+
 def _healed_at(at: float) -> Line:
     return {"at": at, "event": "healed", "name": "wipe rabbitmq"}
 
