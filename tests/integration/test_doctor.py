@@ -1,21 +1,25 @@
 """``waybill doctor``: names each part, and a remedy for each that is ill."""
 
 import os
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from kombu import Connection
 
 from deploy.data_directory import DataDirectory
 from deploy.doctor import Finding, examine
 from deploy.doctor_command import doctor
 from deploy.ports import free_port
 from deploy.postgres_server import PostgresServer
-from deploy.rabbitmq_server import RabbitMQServer
+from deploy.rabbitmq_server import RabbitMQServer, find_rabbitmq
 from deploy.redis_server import RedisServer
 from models.settings import Settings, load_settings
+from tasks.topology import declare
 from tests.kit.launched import ended, launched
 from tests.kit.servers import temporary_data_directory
 from tests.kit.waiting import wait_until
@@ -71,6 +75,39 @@ def test_real_servers_are_well(
         "redis",
     }
     assert "RabbitMQ" in found["broker"].detail
+
+
+def test_queue_that_nobody_leads_is_named_with_the_command_that_mends_it(directory: DataDirectory) -> None:
+    broker = RabbitMQServer(directory)
+    programs = Path(find_rabbitmq()).parent
+    environment = broker._environment()
+    environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+
+    def run(*command: str) -> None:
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+
+    def told() -> list[Finding]:
+        settings = Settings(
+            data_dir=directory.path, broker_url=broker.url, broker_api_url=broker.api_url, database_url=""
+        )
+        return [one for one in examine(settings) if one.part == "members"]
+
+    try:
+        broker.start()
+        with Connection(broker.url) as connection:
+            declare(connection)
+            assert told() == []
+            run("rabbitmqctl", "eval", "ra:stop_server(quorum_queues, {'waybill_waybill.jobs', node()}).")
+            (finding,) = told()
+            assert not finding.is_well
+            assert "waybill.jobs has no leader" in finding.detail
+            command = re.search(r"rabbitmqctl -p waybill \S+ waybill\.jobs", finding.remedy)
+            assert command
+            run(*command.group().split())
+            declare(connection)
+        assert told() == []
+    finally:
+        broker.kill()
 
 
 def test_command_names_pids_and_logs_of_what_up_runs(
