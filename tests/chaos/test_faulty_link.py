@@ -1,6 +1,7 @@
 """The weather of a link does what its name says; the machine's faults rest on it."""
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -163,3 +164,30 @@ def test_link_that_leads_elsewhere_leaves_open_connections_where_they_are(
                 assert client.recv(100) == b"x"
     other.close()
     assert (echo.heard, other.heard) == (b"hellox", b"hellox")
+
+
+def test_client_whose_server_ends_as_soon_as_it_is_reached_is_told() -> None:
+    """It may end before the client's own half of the line is joined."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def refuse() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+
+    threading.Thread(target=refuse, daemon=True).start()
+    link = FaultyLink("test", listener.getsockname()[1])
+    try:
+        for _ in range(300):
+            with (
+                socket.create_connection(("127.0.0.1", link.port), timeout=5) as client,
+                suppress(ConnectionError),
+            ):
+                assert client.recv(1) == b""
+    finally:
+        link.close()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()

@@ -129,6 +129,9 @@ class Line:
         self._there.source, self._back.source = client, server
         await loop.create_connection(lambda: self._back, sock=server)
         await loop.connect_accepted_socket(lambda: self._there, client)
+        if self.is_over:  # the server ended meanwhile
+            self._there.close(is_reset=True)
+            return
         self.link.lines.add(self)
         self.joined.set()
 
@@ -163,6 +166,7 @@ class Way(asyncio.Protocol):
         self._waiting: deque[bytes | None] = deque()
         self._carrying: asyncio.Task[None] | None = None
         self._is_held = False
+        self._is_connected = False
 
     def say_end(self) -> None:
         """Tell the source that nothing more will be written to it."""
@@ -173,6 +177,8 @@ class Way(asyncio.Protocol):
         """Close the source's connection."""
         if self._carrying is not None and self._carrying is not asyncio.current_task():
             self._carrying.cancel()
+        if not self._is_connected:
+            return
         if is_reset:
             with contextlib.suppress(OSError):  # closed already
                 self.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
@@ -184,6 +190,7 @@ class Way(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not say so of itself
+        self._is_connected = True
 
     def data_received(self, data: bytes) -> None:
         if self._carrying is None and self._line.is_fair:
