@@ -112,7 +112,15 @@ def build(
     jobs = Jobs(database, ledger, own, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
-        *Bulk(registry, container.intake, announcer, waiters, threads, container.key("idempotency")).routes(),
+        *Bulk(
+            registry,
+            container.intake,
+            announcer,
+            waiters,
+            threads,
+            container.key("idempotency"),
+            container.capacity,
+        ).routes(),
         *Reads(registry, database, ledger, container.views, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
         *Events(own, hub.watches, hub.audience, authentication).routes(),

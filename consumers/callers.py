@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from uuid import UUID
 
 from sqlalchemy import exc
 
@@ -11,7 +12,7 @@ from models.errors import DatabaseUnavailable, Unauthorized
 from models.identity.principals import Principal
 from models.identity.standing import Standings
 from models.identity.tokens import Tokens, Verified
-from models.identity.users import Users
+from models.identity.users import User, Users
 
 REMEMBER_SECONDS = 4.0
 """How long the user of an email is remembered; so long a disabled one may go on."""
@@ -66,11 +67,24 @@ class Callers:
             raise Unauthorized("This broker user is nobody here: see WAYBILL_AMQP_PRINCIPALS")
         return principal
 
+    def sender(self, arrival: Arrival) -> UUID:
+        """Whose message it is, be he let in any longer or not: to find what became of it, and no more.
+
+        Raises:
+            Unauthorized: It cannot be told.
+            DatabaseUnavailable: It cannot be found out now.
+        """
+        authorization = arrival.header("authorization")
+        if authorization is not None:
+            return self._tokens.verify(_bearer(authorization), may_have_expired=True).principal.id
+        email = self._emails.get(str(arrival.properties.get("user_id")))
+        user = None if email is None else self._user(email)
+        if user is None:
+            raise Unauthorized("This broker user is nobody here")
+        return user.principal.id
+
     def _by_token(self, authorization: object) -> Principal:
-        scheme, _, token = (authorization if isinstance(authorization, str) else "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthorized("The authorization header must be a Bearer token")
-        verified = self._verify(token.strip())
+        verified = self._verify(_bearer(authorization))
         return self._standings.of(verified.principal.id).admit(verified)
 
     def _verify(self, token: str) -> Verified:
@@ -91,11 +105,21 @@ class Callers:
         if until > time.monotonic():
             return known
         began = time.monotonic()
-        try:
-            with self._database.snapshot() as connection:
-                user = self._users.by_email(connection, email)
-        except exc.DBAPIError as error:
-            raise DatabaseUnavailable("the users cannot be read: is the database migrated?") from error
+        user = self._user(email)
         principal = None if user is None or user.is_disabled else user.principal
         self._by_emails[email] = (principal, began + REMEMBER_SECONDS)  # as many as the setting names
         return principal
+
+    def _user(self, email: str) -> User | None:
+        try:
+            with self._database.snapshot() as connection:
+                return self._users.by_email(connection, email)
+        except exc.DBAPIError as error:
+            raise DatabaseUnavailable("the users cannot be read: is the database migrated?") from error
+
+
+def _bearer(authorization: object) -> str:
+    scheme, _, token = (authorization if isinstance(authorization, str) else "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("The authorization header must be a Bearer token")
+    return token.strip()

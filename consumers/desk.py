@@ -4,6 +4,7 @@ from consumers import envelope
 from consumers.callers import Callers
 from consumers.envelope import Arrival
 from models.ids import new_id
+from models.intake import KeyedRequest
 from models.job import Door, Submission
 from models.registry import Registry
 from models.target import aim
@@ -68,3 +69,14 @@ class Desk:
             correlation_id=asked.correlation_id,
             traceparent=asked.traceparent,
         )
+
+    def request(self, arrival: Arrival) -> KeyedRequest:
+        """Whose request a message is and what it asks, be it allowed any longer or not.
+
+        Raises:
+            Refusal: It cannot be told.
+            DatabaseUnavailable: It cannot be found out now.
+        """
+        asked = envelope.read(arrival)
+        sender, fingerprint = self._callers.sender(arrival), asked.fingerprint(self._fingerprint_key)
+        return KeyedRequest(sender, Door.AMQP, asked.message_id, fingerprint)

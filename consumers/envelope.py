@@ -10,6 +10,7 @@ from uuid import UUID
 
 from consumers import cloud_events
 from consumers.frames import UNREADABLE
+from consumers.reply_queues import ANY_QUEUE, ReplyQueues, is_our_queue
 from models.errors import Detail, Gone, Invalid, NotFound, PayloadTooLarge, UnsupportedMediaType
 from models.ids import parse_id
 from models.job import Operation
@@ -21,8 +22,6 @@ _ROUTING_KEY = re.compile(r"([a-z][a-z0-9_-]{0,62})\.([a-z]+)")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
-ANY_QUEUE = re.compile(r".*", re.DOTALL)
-_OUR_QUEUES = re.compile(r"waybill\.|celeryev\.|.*\.pidbox$", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +31,9 @@ class Arrival:
     Attributes:
         properties: AMQP properties by their names in the standard, with ``_``.
         headers: The application headers among them.
-        has_expired: It outlived its ``expiration`` before it could be taken.
-        reply_queues: Names of queues that may be answered to (``WAYBILL_AMQP_REPLY_QUEUES``); ours never.
+        is_redelivered: The broker has handed it to a consumer before.
+        has_expired: It outlived its ``expiration`` in the queue, or when it was given back there.
+        reply_queues: Those that may be answered to.
     """
 
     routing_key: str
@@ -42,8 +42,9 @@ class Arrival:
     headers: Mapping[Any, Any]
     arrived_at: datetime
     delivery_tag: int = 0
+    is_redelivered: bool = False
     has_expired: bool = False
-    reply_queues: re.Pattern[str] = ANY_QUEUE
+    reply_queues: ReplyQueues = ANY_QUEUE
 
     @property
     def request_id(self) -> str | None:
@@ -53,14 +54,31 @@ class Arrival:
         return message_id if is_usable else None
 
     @property
+    def may_have_been_taken(self) -> bool:
+        """Whether it may have been taken before: whoever took it was lost before he acknowledged it.
+
+        It may have expired since, and that takes the broker's mark of a redelivery from it.
+        """
+        return self.is_redelivered or self.has_expired
+
+    @property
+    def expiration(self) -> object:
+        """The property, which the broker moves when the message expires."""
+        if not self.has_expired:
+            return self.properties.get("expiration")
+        deaths = self.headers.get("x-death")
+        latest = deaths[0] if isinstance(deaths, list) and deaths else None
+        return latest.get("original-expiration") if isinstance(latest, Mapping) else None
+
+    @property
     def reply_to(self) -> str | None:
         """The queue to answer to; None where there is none, or where it is not for us to publish to."""
         reply_to = _text(self.properties.get("reply_to"))
         return reply_to if reply_to and self.may_answer_to(reply_to) else None
 
     def may_answer_to(self, queue: str) -> bool:
-        """Whether ``queue`` may be answered to: the sender chose it, and we publish there, not he."""
-        return not is_our_queue(queue) and self.reply_queues.fullmatch(queue) is not None
+        """Whether ``queue`` may be answered to."""
+        return self.reply_queues.admit(queue, _text(self.properties.get("user_id")))
 
     @property
     def correlation_id(self) -> str | None:
@@ -138,7 +156,7 @@ def read(arrival: Arrival) -> Envelope:
         raise PayloadTooLarge(f"A body may have {MAX_BODY_BYTES} bytes; this has {len(arrival.body)}")
     properties = arrival.properties
     resource, operation = _routing(arrival.routing_key)
-    lifetime_ms = _lifetime(properties.get("expiration"))
+    lifetime_ms = _lifetime(arrival.expiration)
     return Envelope(
         message_id=_message_id(properties.get("message_id")),
         resource=resource,
@@ -154,11 +172,6 @@ def read(arrival: Arrival) -> Envelope:
         correlation_id=_correlation_id(properties),
         traceparent=_traceparent(headers.get("traceparent")),
     )
-
-
-def is_our_queue(name: str) -> bool:
-    """Whether a queue is the platform's or Celery's: nobody has answers published there."""
-    return _OUR_QUEUES.match(name) is not None
 
 
 # ---- the parts, in the order they are read ---------------------------------------------

@@ -30,7 +30,7 @@ from models import failpoints
 from models.capacity import Capacity
 from models.errors import ConfigurationError, DatabaseUnavailable, Refusal, Transient, Unavailable
 from models.failpoints import Step
-from models.intake import Answer, Intake, Receipt
+from models.intake import Answer, Intake, KeyedRequest, Receipt
 from models.job import JobState, Priority, Submission
 
 BATCH = 200
@@ -198,7 +198,32 @@ class IntakeLoop:
         answers = self._accept([submission for _, submission in submissions])
         for (place, _), answer in zip(submissions, answers, strict=True):
             verdicts[place] = _verdict(batch[place], answer)
+        verdicts |= self._taken_before(batch, verdicts)
         return [verdicts[place] for place in range(len(batch))]
+
+    def _taken_before(self, batch: Sequence[Arrival], verdicts: Mapping[int, _Verdict]) -> dict[int, Receipt]:
+        """Of what would be refused now, that which is a job already: it was not too late then, nor forbidden.
+
+        Raises:
+            DatabaseUnavailable: It cannot be said now.
+        """
+        requests: dict[int, KeyedRequest] = {}
+        for place, verdict in verdicts.items():
+            if isinstance(verdict, Rejection) and batch[place].may_have_been_taken:
+                request = self._request(batch[place])
+                if request is not None:
+                    requests[place] = request
+        receipts = self._intake.recall(list(requests.values())) if requests else []
+        found = zip(requests, receipts, strict=True)
+        return {place: receipt for place, receipt in found if receipt is not None}
+
+    def _request(self, arrival: Arrival) -> KeyedRequest | None:
+        try:
+            return self._desk.request(arrival)
+        except Transient:
+            raise
+        except Exception:
+            return None  # nor could it be told before
 
     def _accept(self, batch: Sequence[Submission]) -> list[Answer | None]:
         """The ledger's answers; None for one that our own code cannot cope with, found on its own."""

@@ -1,17 +1,18 @@
 """The link: one consuming connection to the broker, from which messages are taken in order, undecoded."""
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from amqp.basic_message import Message
+from amqp.exceptions import ConsumerCancelled
 from kombu import Connection
 
-from consumers.envelope import ANY_QUEUE, Arrival
+from consumers.envelope import Arrival
 from consumers.frames import tolerant_frame_handler
 from consumers.publisher import GLANCE_SECONDS, Wire, end, keep_alive
+from consumers.reply_queues import ANY_QUEUE, ReplyQueues
 from tasks.names import EXPIRED_INTAKE, INTAKE
 from tasks.topology import declare
 
@@ -58,7 +59,7 @@ class Link:
         connection: Open; closed with the link.
         prefetch: Messages that the broker hands over before any is acknowledged.
         queues: What it consumes.
-        reply_queues: Names of the queues that senders may have answered to.
+        reply_queues: Those that senders may have answered to.
         clock: The database's time, from which a message's ``expiration`` counts.
     """
 
@@ -68,7 +69,7 @@ class Link:
         *,
         prefetch: int,
         queues: Sequence[str] = (INTAKE, EXPIRED_INTAKE),
-        reply_queues: re.Pattern[str] = ANY_QUEUE,
+        reply_queues: ReplyQueues = ANY_QUEUE,
         clock: Callable[[], datetime],
     ) -> None:
         self._connection = connection
@@ -81,6 +82,7 @@ class Link:
         self._tags: dict[str, str] = {}
         self._arrived: deque[Arrival] = deque()
         self._bytes_in_hand = 0
+        self._cancelled: str | None = None
 
     def open(self) -> None:
         """Declare the topology and begin to consume.
@@ -94,10 +96,17 @@ class Link:
         self._channel.auto_decode = False
         self._channel.basic_qos(0, self._prefetch, a_global=False)
         for queue in self._queues:
-            self._tags[queue] = self._channel.basic_consume(queue, callback=self._on_message)
+            self._tags[queue] = self._channel.basic_consume(
+                queue, callback=self._on_message, on_cancel=self._on_cancel
+            )
 
     def take(self, limit: int, wait_seconds: float) -> list[Arrival]:
-        """The messages that have arrived, in their order, at most ``limit``; waits only for the first."""
+        """The messages that have arrived, in their order, at most ``limit``; waits only for the first.
+
+        Raises:
+            ConsumerCancelled: A queue was deleted, now or while something else was at work.
+            Exception: The link is lost.
+        """
         if not self._arrived:
             self._read(wait_seconds)
         while (
@@ -106,6 +115,8 @@ class Link:
             and self._read(GLANCE_SECONDS)
         ):
             pass
+        if self._cancelled is not None:
+            raise ConsumerCancelled(f"the broker ended consumer {self._cancelled}")
         self._wire.heartbeat_tick()
         taken = [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
         self._bytes_in_hand -= sum(len(one.body) for one in taken)
@@ -135,6 +146,9 @@ class Link:
             return False
         return True
 
+    def _on_cancel(self, consumer_tag: str) -> None:
+        self._cancelled = consumer_tag
+
     def _on_message(self, message: Message) -> None:
         delivery = message.delivery_info
         properties = message.properties
@@ -146,6 +160,7 @@ class Link:
             headers=properties.get("application_headers") or {},
             arrived_at=self._clock(),
             delivery_tag=delivery["delivery_tag"],
+            is_redelivered=bool(delivery["redelivered"]),
             has_expired=delivery["consumer_tag"] == self._tags.get(EXPIRED_INTAKE),
             reply_queues=self._reply_queues,
         )

@@ -3,7 +3,6 @@
 import _thread
 import logging
 import os
-import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from consumers.callers import Callers
 from consumers.dead_messages import BATCH as COLLECTED_AT_ONCE
 from consumers.dead_messages import DeadMessageCollector
 from consumers.desk import Desk
-from consumers.envelope import ANY_QUEUE
 from consumers.intake import PREFETCH, IntakeLoop
 from consumers.link import Link, connect
 from consumers.publisher import Publisher, end
+from consumers.reply_queues import ANY_QUEUE, ReplyQueues
 from models import log
 from models.container import Container
 from models.database_clock import DatabaseClock
@@ -77,7 +76,7 @@ def consume(settings: Settings, stopping: threading.Event) -> None:
     desk = Desk(callers, container.registry, container.key("idempotency"))
     announcer = Announcer(make_app(settings))
     clock = DatabaseClock(container.database)
-    reply_queues = re.compile(settings.amqp_reply_queues, re.DOTALL)
+    reply_queues = ReplyQueues(settings.amqp_reply_queues)
     loop = IntakeLoop(
         desk=desk,
         intake=container.intake,
@@ -113,7 +112,7 @@ def _open_link(
     prefetch: int,
     queues: Sequence[str],
     clock: DatabaseClock,
-    reply_queues: re.Pattern[str] = ANY_QUEUE,
+    reply_queues: ReplyQueues = ANY_QUEUE,
 ) -> Link:
     link = Link(
         connect(url, f"waybill-consumer{purpose}-{os.getpid()}"),

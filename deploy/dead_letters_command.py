@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import sys
 from typing import Any
 from uuid import UUID
 
@@ -91,7 +92,7 @@ def show(job_id: UUID) -> None:
 @_ids
 @click.option("--error", "group", help="In place of ids: the oldest 1,000 of this group.")
 @_resource
-@click.option("--patch", help="JSON merge patch of each job's data.")
+@click.option("--patch", help="JSON merge patch of each job's data; - reads it from standard input.")
 @click.option("--dry-run", is_flag=True, help="Only say what would come of it.")
 @_reason
 def redrive(
@@ -160,7 +161,7 @@ def messages(limit: int) -> None:
 def _object(patch: str | None) -> dict[str, Any] | None:
     if patch is None:
         return None
-    document = strict_json.parse(patch.encode())
+    document = strict_json.parse((sys.stdin.read() if patch == "-" else patch).encode())
     if not isinstance(document, dict):
         raise Invalid("--patch must be a JSON object")
     return document

@@ -15,7 +15,7 @@ from deploy.doctor import Finding, broker_users, examine
 from models.container import Container
 from models.errors import ConfigurationError
 from models.identity.keys import rotate_jwk_set
-from models.identity.resealing import reseal
+from models.identity.resealing import Resealed, reseal
 from models.settings import Settings, load_settings
 
 
@@ -101,13 +101,26 @@ def _rotate(settings: Settings) -> bool:
     container = Container(settings, role="doctor", pool_size=1)
     is_all_well = True
     try:
-        for one in reseal(container.database, container.sealer):
-            click.echo(
-                f"sealing    {one.column}: {one.sealed} sealed anew" + f", {one.lost} LOST" * (one.lost > 0)
-            )
-            is_all_well &= one.lost == 0
+        for one in reseal(container.database, container.sealer, container.registry):
+            _tell_resealed(one)
+            is_all_well &= one.is_complete
     finally:
         container.close()
-    if not is_all_well:
-        click.echo(f"{'':<11}→ put the keys that sealed them back into WAYBILL_SEALING_KEYS, after the first")
     return is_all_well
+
+
+def _tell_resealed(one: Resealed) -> None:
+    counts = {"LOST": one.lost, "BUSY": one.busy, "UNKNOWN": one.unknown}
+    wrong = [name for name, count in counts.items() if count]
+    told = [f"{one.sealed} sealed anew", *(f"{counts[name]} {name}" for name in wrong)]
+    click.echo(f"sealing    {one.column}: {', '.join(told)}")
+    for name in wrong:
+        click.echo(f"{'':<11}→ {_REMEDIES[name]}")
+
+
+_REMEDIES = {
+    "LOST": "put the keys that sealed them back into WAYBILL_SEALING_KEYS, after the first; where they are "
+    "gone for good, dead letters want a patch with the secret (waybill dead-letters redrive), or discard",
+    "BUSY": "jobs that somebody else was at: run it again before you drop a key",
+    "UNKNOWN": "name their resource in WAYBILL_RESOURCES, as the workers do, and run it again",
+}

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
 from hashlib import blake2b
 from types import FrameType
 from typing import Any
@@ -22,6 +21,7 @@ from flower.app import Flower
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.views.broker import BrokerView
+from sqlalchemy import Connection
 from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
@@ -31,7 +31,7 @@ from tornado.netutil import bind_sockets
 from models import log
 from models.container import Container
 from models.errors import BrokerUnavailable, ConfigurationError, RateLimited, Transient
-from models.identity.users import password_matches
+from models.identity.users import User, password_matches
 from models.settings import Settings
 from models.stop_deadline import StopDeadline, ignore_signals
 from tasks import names
@@ -76,14 +76,19 @@ class AdminGate:
             return True
         try:
             email, _, password = b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:  # no base64, no ASCII, or no UTF-8 within
+            return False
+        try:
             with self._container.database.snapshot() as connection:
                 self._guard.check(connection, email, address)
                 user = self._container.users.by_email(connection, email)
             is_right = password_matches(password, user)
             with self._container.database.transaction() as connection:
-                note = self._guard.succeeded if is_right else self._guard.failed
-                note(connection, email, address)
-        except (Base64Error, UnicodeDecodeError, Transient):
+                if user is None or not is_right:
+                    self._guard.failed(connection, email, address)
+                elif user.principal.is_admin and not self._takes_a_code(connection, user):
+                    self._guard.succeeded(connection, email, address)
+        except Transient:
             return False
         if not is_right or user is None or not user.principal.is_admin:
             return False
@@ -91,6 +96,10 @@ class AdminGate:
             self._remembered.clear()
         self._remembered[digest] = time.monotonic() + REMEMBERED_SECONDS
         return True
+
+    def _takes_a_code(self, connection: Connection, user: User) -> bool:
+        """Whether the password is not all: failures are not forgotten for it, or codes could be guessed."""
+        return self._container.second_factors.is_on(connection, user.principal.id)
 
 
 class GuardedFlower(Flower):  # type: ignore[misc] # untyped library

@@ -3,17 +3,32 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from urllib.parse import unquote
 
 from deploy.readiness import http_url
 from deploy.server import Server
+from models.log import MASK, names_a_secret
 from models.settings import Settings
 
-_PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)")
+_NEXT_URL = re.compile(r";(?=[\w+]+://)")
+_IN_QUERY = re.compile(r"([?&])([^?&=]*)=[^&]*")
+_PASSWORD = re.compile(r"^([^:/?#]*:)(?:[^?]*|.*)@")
+"""Up to the last ``@``: those who take our URLs let a password hold ``:``, ``@``, ``/`` and ``?`` as such."""
 
 
 def masked(url: str) -> str:
-    """The URL, or several, without passwords."""
-    return _PASSWORD.sub("***", url)
+    """The URL, or several with ``;`` between them, without passwords: before the host or in the query."""
+    return ";".join(_masked(one) for one in _NEXT_URL.split(url))
+
+
+def _masked(url: str) -> str:
+    start = url.find("://") + 3 if "://" in url else 0
+    return url[:start] + _PASSWORD.sub(rf"\1{MASK}@", _IN_QUERY.sub(_without_secret, url[start:]))
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    mark, name = found.groups()
+    return f"{mark}{name}={MASK}" if names_a_secret(unquote(name)) else found[0]
 
 
 def server_line(server: Server) -> str:

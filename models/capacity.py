@@ -86,6 +86,10 @@ class Capacity:
             raise self._full("Jobs wait too long already", backlog.jobs[priority] * (1 - longest / age))
         self._admitted += more
 
+    def count(self, more: int) -> None:
+        """Count in what came along with one that was admitted."""
+        self._admitted += more
+
     def _full(self, message: str, too_many: float) -> Unavailable:
         """A refusal until ``too_many`` jobs have drained."""
         rate = self.drained_per_second

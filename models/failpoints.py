@@ -38,6 +38,7 @@ class Step(StrEnum):
     REMOVE_ENDPOINT = "remove-endpoint"
     RESEND = "resend"
     RECOVER = "recover"
+    """And each step, after that, of making up for what was missed."""
     RESEAL = "reseal"
     """Of stored secrets, under a new key."""
 
@@ -45,6 +46,7 @@ class Step(StrEnum):
     APPLY = "apply"
     APPLY_ALONE = "apply-alone"
     CRASH_ATTEMPT = "crash-attempt"
+    """On record, or taken back."""
     VERDICT = "verdict"
     WITNESS = "witness"
 
@@ -77,7 +79,7 @@ class Step(StrEnum):
     GIVE_BACK = "give-back"
     """What was not begun when its worker was told to stop."""
     GIVE_UP = "give-up"
-    """Its receiver's breaker outlasted its patience."""
+    """Its receiver's breaker, or a fault of ours, outlasted its patience."""
     GIVE_UP_REPLY = "give-up-reply"
     """No queue takes it."""
 

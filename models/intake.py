@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, exc, text
@@ -17,7 +18,6 @@ from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import (
     DatabaseUnavailable,
     Invalid,
-    NotFound,
     PreconditionFailed,
     Refusal,
     Transient,
@@ -41,6 +41,16 @@ class Receipt:
 
     job: Job
     is_replay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedRequest:
+    """A request under an idempotency key, as far as it takes to find the job that it became."""
+
+    principal_id: UUID
+    door: Door
+    key: str
+    fingerprint: bytes
 
 
 Answer = Receipt | Refusal
@@ -103,6 +113,24 @@ class Intake:
             raise DatabaseUnavailable(
                 f"the database takes no jobs ({sqlstate(error)}): is it migrated and writable?"
             ) from error
+
+    def recall(self, requests: Sequence[KeyedRequest]) -> list[Receipt | None]:
+        """The jobs that ``requests`` have become; None for one that was not accepted, or so long ago.
+
+        Raises:
+            DatabaseUnavailable: It cannot be known now.
+        """
+        keys = [(one.principal_id, str(one.door), one.key) for one in requests]
+        try:
+            with self._database.snapshot() as connection:
+                known = self._jobs_by_key(connection, keys)
+        except exc.DBAPIError as error:
+            raise DatabaseUnavailable("the keys cannot be read: is the database migrated?") from error
+        found = [(one, *known.get(key, (b"", None))) for one, key in zip(requests, keys, strict=True)]
+        return [
+            Receipt(job, is_replay=True) if job is not None and fingerprint == one.fingerprint else None
+            for one, fingerprint, job in found
+        ]
 
     def _accept(self, batch: Sequence[Submission], answer: _Answer) -> list[Answer]:
         """One transaction, and a second one where the first was lost and left nothing."""
@@ -189,20 +217,24 @@ class Intake:
         A key goes with its job when that is past its retention: one whose job is gone is being forgotten.
         """
         keyed = [one for one in batch if one.idempotency_key is not None]
-        if not keyed:
-            return {}
-        known: dict[_Key, tuple[bytes, UUID]] = {
-            (row[0], row[1], row[2]): (bytes(row[3]), row[4])
-            for row in connection.execute(_KNOWN_KEYS, {"keys": _key_rows(keyed)}).all()
-        }
-        jobs = self._ledger.find(connection, [job_id for _, job_id in known.values()]) if known else {}
+        known = self._jobs_by_key(connection, [_key_of(one) for one in keyed])
         answers: Answers = {}
         for one in keyed:
-            fingerprint, job_id = known.get(_key_of(one), (b"", None))
-            if job_id in jobs:
+            fingerprint, job = known.get(_key_of(one), (b"", None))
+            if job is not None:
                 is_same = fingerprint == one.fingerprint
-                answers[one.job_id] = Receipt(jobs[job_id], is_replay=True) if is_same else _OTHER_REQUEST
+                answers[one.job_id] = Receipt(job, is_replay=True) if is_same else _OTHER_REQUEST
         return answers
+
+    def _jobs_by_key(self, connection: Connection, keys: Sequence[_Key]) -> dict[_Key, tuple[bytes, Job]]:
+        """Of each key whose job is there: the fingerprint of its request, and the job."""
+        if not keys:
+            return {}
+        rows = connection.execute(
+            _KNOWN_KEYS, {"keys": to_json([_key_row(one) for one in keys]).decode()}
+        ).all()
+        jobs = self._ledger.find(connection, [row[4] for row in rows]) if rows else {}
+        return {(row[0], row[1], row[2]): (bytes(row[3]), jobs[row[4]]) for row in rows if row[4] in jobs}
 
     def _losers_of_keys(self, connection: Connection, batch: Iterable[Submission]) -> list[Submission]:
         """Claim the keys of ``batch``, in key order so that racing batches never deadlock; who lost.
@@ -335,7 +367,7 @@ def _refusals_by_parent(
         head = heads.get(one.parent_id) if one.parent_id is not None else None
         if head is None:
             if one.job_id not in to_come:
-                answers[one.job_id] = NotFound(f"There is no {parent.type.singular} {one.parent_id}")
+                answers[one.job_id] = parent.service.absent()
             continue
         try:
             parent.service.authorize(one.principal, Action.READ, {"owner_id": head.owner_id})
@@ -358,8 +390,7 @@ def _refusals_by_instance(
         head = heads.get(one.resource_id)
         if head is None or (resource.parent is not None and head.parent_id != one.parent_id):
             if head is not None or one.job_id not in to_come:
-                singular = resource.type.singular
-                answers[one.job_id] = NotFound(f"There is no {singular} {one.resource_id}")
+                answers[one.job_id] = resource.service.absent()
             continue
         try:
             resource.service.authorize(one.principal, one.operation.action, {"owner_id": head.owner_id})
@@ -389,16 +420,14 @@ def _key_of(one: Submission) -> _Key:
 
 def _key_rows(batch: Iterable[Submission]) -> str:
     rows = [
-        {
-            "principal_id": one.principal.id,
-            "door": one.door,
-            "key": one.idempotency_key,
-            "fingerprint": "\\x" + one.fingerprint.hex(),
-            "job_id": one.job_id,
-        }
+        {**_key_row(_key_of(one)), "fingerprint": "\\x" + one.fingerprint.hex(), "job_id": one.job_id}
         for one in batch
     ]
     return to_json(rows).decode()
+
+
+def _key_row(key: _Key) -> dict[str, Any]:
+    return dict(zip(("principal_id", "door", "key"), key, strict=True))
 
 
 _NOW = text("SELECT clock_timestamp()")

@@ -91,6 +91,19 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class CrashAttempt:
+    """An attempt on record that may kill its worker.
+
+    Attributes:
+        at: When it was written down, as the job's ``crash_log`` has it; of one worker's, it names this one.
+    """
+
+    job_id: UUID
+    worker: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """What the database added to a submission."""
 
@@ -152,6 +165,8 @@ class Ledger:
     def lock_oldest_lanes(self, connection: Connection, priority: Priority, room: int) -> list[int]:
         """Take up to ``room`` further lanes, those whose jobs wait longest, skipping what is held.
 
+        A job at which a worker died waits for its own announcement.
+
         Small announcements of a backlog then share a transaction; those that come too late find
         their jobs done.
         """
@@ -183,6 +198,8 @@ class Ledger:
 
     def finish(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[UUID]:
         """The one door to a final state: outcome, event and deliveries, written together.
+
+        Lock the jobs in a statement before: what endpoints miss is found by it (``DeliveryLog.make_up``).
 
         Returns:
             Ids of the callbacks, replies and effects to announce once the transaction is committed. Job
@@ -229,11 +246,21 @@ class Ledger:
         if connection.execute(sql.RETRY_LATER, parameters).rowcount != 1:
             raise Contention("a job reached its final state elsewhere")
 
-    def record_crash_attempt(self, connection: Connection, job_id: UUID, worker: str) -> int:
-        """Count, before ``worker`` tries it, an attempt that may kill it; how many there were."""
+    def record_crash_attempt(self, connection: Connection, job_id: UUID, worker: str) -> CrashAttempt:
+        """Count, before ``worker`` tries it, an attempt that may kill it."""
         parameters = {"id": job_id, "worker": worker}
-        crashes: int = connection.execute(sql.CRASH_ATTEMPT, parameters).scalar_one()
-        return crashes
+        at: str = connection.execute(sql.CRASH_ATTEMPT, parameters).scalar_one()
+        return CrashAttempt(job_id, worker, at)
+
+    def take_back_crash_attempt(self, connection: Connection, attempt: CrashAttempt) -> None:
+        """Count it no more: its worker lives. Nothing where the job has it no more, or is final.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: The job is held elsewhere; translated to Contention by the transaction.
+        """
+        connection.execute(sql.HASTE)  # jobs of others wait for this
+        parameters = {"id": attempt.job_id, "worker": attempt.worker, "at": attempt.at}
+        connection.execute(sql.TAKE_BACK_CRASH_ATTEMPT, parameters)
 
     def witness_crash(self, connection: Connection, worker: str, signal: str) -> None:
         """Add what killed ``worker`` to the crash attempts that it had recorded.
@@ -298,7 +325,13 @@ class Ledger:
     # ---- sweep -------------------------------------------------------------------------
 
     def wake_scheduled(self, connection: Connection, limit: int) -> int:
-        """Queue scheduled jobs whose time has come, each at the end of its lane; how many."""
+        """Queue scheduled jobs whose time has come, each at the end of its lane; how many.
+
+        Those of one time come in the order of their acceptance. None where another process is at it just now:
+        two would share them, and the later of a lane might overtake the earlier.
+        """
+        if not connection.execute(sql.TRY_WAKING).scalar_one():
+            return 0
         return connection.execute(sql.WAKE, {"limit": limit}).rowcount
 
     def due(self, connection: Connection, priority: Priority, limit: int) -> list[UUID]:

@@ -62,7 +62,7 @@ SELECT lane, pg_try_advisory_xact_lock(lane) FROM lanes
 TRY_OLDEST_LANES = text("""
 SELECT lane FROM (
     SELECT lane FROM jobs
-    WHERE announce_at IS NOT NULL AND state = 'queued' AND priority = :priority
+    WHERE announce_at IS NOT NULL AND state = 'queued' AND priority = :priority AND crashes = 0
     ORDER BY announce_at LIMIT :room * 4
 ) AS oldest
 WHERE pg_try_advisory_xact_lock(lane) LIMIT :room
@@ -155,7 +155,21 @@ UPDATE jobs
 SET crashes = crashes + 1,
     crash_log = COALESCE(crash_log, '[]') || jsonb_build_object(
         'worker', CAST(:worker AS text), 'at', {_moment("clock_timestamp()")}, 'signal', NULL)
-WHERE id = :id AND state IN ('queued', 'retrying') RETURNING crashes
+WHERE id = :id AND state IN ('queued', 'retrying') RETURNING crash_log -> -1 ->> 'at'
+""")
+
+HASTE = text("SET LOCAL lock_timeout = '50ms'")
+
+TAKE_BACK_CRASH_ATTEMPT = text("""
+UPDATE jobs AS j
+SET crashes = crashes - 1, crash_log = (
+    SELECT jsonb_agg(entry ORDER BY place)
+    FROM jsonb_array_elements(j.crash_log) WITH ORDINALITY AS log(entry, place)
+    WHERE NOT entry @> jsonb_build_object('worker', CAST(:worker AS text), 'at', CAST(:at AS text))
+)
+WHERE id = :id AND state IN ('queued', 'retrying')
+  AND crash_log @> jsonb_build_array(
+      jsonb_build_object('worker', CAST(:worker AS text), 'at', CAST(:at AS text)))
 """)
 
 WITNESS_CRASH = text("""
@@ -226,11 +240,14 @@ WITH given AS MATERIALIZED (
 SELECT id FROM put_away
 """)
 
+TRY_WAKING = text(f"SELECT pg_try_advisory_xact_lock({0x5741_5942}, 2)")
+"""Two numbers ("WAYB"), so it is no lane; retention has the first of them."""
+
 WAKE = text("""
 WITH due AS MATERIALIZED (
     SELECT id FROM jobs
     WHERE state = 'scheduled' AND announce_at <= now()
-    ORDER BY announce_at, id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+    ORDER BY announce_at, position LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 ), numbered AS MATERIALIZED (
     SELECT id, nextval('job_sequence') AS n FROM due
 ), woken AS (

@@ -27,7 +27,17 @@ _SECRETS = (
     (re.compile(r"\botpauth://[^\s\"']+"), "otpauth://" + MASK),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), r"\1 " + MASK),
-    (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*@"), r"\1" + MASK + "@"),
+    (  # up to the last @ of the authority; beyond a / only where what stands before it is no port
+        re.compile(
+            r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)"
+            r"(?:[^\s/'\"]*|[^\s/:@'\"]*:(?!\d{1,5}/)[^\s@'\"]{1,256})@"
+        ),
+        r"\1" + MASK + "@",
+    ),
+    (
+        re.compile(r"(?i)([?&][\w-]*(?:password|passwd|secret|token|api_?key|otp)=)[^\s&'\"]+"),
+        r"\1" + MASK,
+    ),
     (
         re.compile(
             r"(?i)([\"']?\b[\w-]*(?:password|passwd|secret|token|api_?key|otp)\b[\"']?\s*[=:]\s*)"

@@ -15,7 +15,6 @@ out: :func:`few_found` stops at :data:`FEW`, and tells where it had to.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     bindparam,
+    cast,
     false,
     func,
     literal,
@@ -50,7 +50,7 @@ class PageQuery:
 
     Attributes:
         sort: Column name; ``descending`` says which way. The id breaks ties.
-        after: Sort value and id of the last item of the page before.
+        after: Sort value and id of the last item of the page before; see ``models/list_place.py``.
         owner_id: Only this owner's; None for everybody's.
         parent_id: Only parts of this parent.
         search: Literal, case-insensitive substring.
@@ -64,17 +64,6 @@ class PageQuery:
     parent_id: UUID | None = None
     status: str | None = None
     search: str | None = None
-
-
-def place_text(value: Any) -> str:
-    """A sort value as a place in the list keeps it."""
-    return value.isoformat() if isinstance(value, date) else str(value)
-
-
-def place_value(resource: ResourceType, sort: str, text: str) -> Any:
-    """The sort value that :func:`place_text` wrote."""
-    kind = resource.table.columns[sort].type.python_type
-    return kind.fromisoformat(text) if issubclass(kind, date) else kind(text)
 
 
 def in_order(resource: ResourceType, query: PageQuery) -> Select[Any]:
@@ -120,7 +109,8 @@ def _conditions(resource: ResourceType, query: PageQuery, holds: _Holds) -> list
     if query.after is not None:
         key, identifier = columns[query.sort], columns["id"]
         value, last = query.after
-        place = tuple_(literal(value, key.type), literal(last, identifier.type))
+        # Of the column's own type: a REAL is else compared as a double, which it seldom equals.
+        place = tuple_(cast(literal(value, key.type), key.type), literal(last, identifier.type))
         here = tuple_(key, identifier)
         wanted.append(here < place if query.descending else here > place)
     return wanted

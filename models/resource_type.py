@@ -36,6 +36,7 @@ from models.effects import ThirdPartyEffect
 from models.errors import ConfigurationError
 from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
 from models.ids import lane_key
+from models.list_place import SORTABLE, can_sort
 from models.retry import RetryPolicy
 from models.schema import is_write_only, takes_object
 from models.service import ResourceService
@@ -107,7 +108,8 @@ class ResourceType:
         permissions: Which role may do what; the default gives users their own instances.
         searchable: Columns that ``?q=`` looks into.
         effects: Calls to third parties that follow from changes; see ``models/effects.py``.
-        sortable: Columns (never null, seen by callers) that ``?sort=`` orders by.
+        sortable: Columns (never null, seen by callers) that ``?sort=`` orders by: of a type that
+            ``models/list_place.py`` can keep in a cursor.
         retry: How often and how soon a faulty attempt is repeated; None: as everybody's.
         is_cached: Whether reads may be answered from the cache: not where the table is written past the jobs.
     """
@@ -144,6 +146,17 @@ class ResourceType:
             unknown = sorted(set(schema.model_fields) - set(self.table.columns.keys()))
             if unknown:
                 raise ConfigurationError(f"resource {self.name}: no column for {', '.join(unknown)}")
+        shown = sorted(self.write_only & set(self.read.model_fields))
+        if shown:
+            raise ConfigurationError(
+                f"resource {self.name}: its read schema shows {', '.join(shown)}: write-only"
+            )
+        unfit = [name for name in self.sorts.values() if not can_sort(self.table.columns[name].type)]
+        if unfit:
+            raise ConfigurationError(
+                f"resource {self.name}: lists cannot be sorted by {', '.join(unfit)}: leave them out of "
+                f"sortable=, or let them be {SORTABLE}"
+            )
         names = [effect.name for effect in self.all_effects()]
         if len(set(names)) != len(names):
             raise ConfigurationError(f"resource {self.name}: two of its effects have one name")
@@ -208,7 +221,8 @@ class ResourceType:
     @cached_property
     def write_only(self) -> frozenset[str]:
         """Columns that callers set and never see: kept where a PUT or PATCH says nothing of them."""
-        return frozenset(name for name, info in self.update.model_fields.items() if is_write_only(info))
+        given = [*self.create.model_fields.items(), *self.update.model_fields.items()]
+        return frozenset(name for name, info in given if is_write_only(info))
 
     @cached_property
     def takes_object(self) -> frozenset[str]:

@@ -231,8 +231,8 @@ def _jobs(connection: Connection, parameters: dict[str, object]) -> _Step:
     if not past:
         return _Step(looked_at, last, {})
     ids = {"ids": array(past)}
-    deliveries = connection.execute(_DELIVERIES_OF_JOBS, ids).rowcount
-    jobs, keys, events = connection.execute(_JOBS, ids).one()
+    locked = connection.execute(_LOCK_DELIVERIES, ids).scalars().all()
+    jobs, deliveries, keys, events = connection.execute(_JOBS, {**ids, "locked": array(locked)}).one()
     rows = {"jobs": jobs, "deliveries": deliveries, "idempotency_keys": keys, "job_events": events}
     return _Step(looked_at, last, rows, latest)
 
@@ -314,24 +314,29 @@ SELECT (SELECT count(*) FROM looked_at), (SELECT id FROM looked_at ORDER BY id D
        (SELECT array_agg(id) FROM past), (SELECT max(finished_at) FROM past)
 """)
 
-# One that is just being sent again is locked, or due by now: it stays, and the next statement keeps its job.
-_DELIVERIES_OF_JOBS = text("""
-DELETE FROM deliveries WHERE id = ANY(ARRAY(
-    SELECT id FROM deliveries WHERE job_id = ANY(CAST(:ids AS uuid[])) AND announce_at IS NULL
-    FOR UPDATE SKIP LOCKED))
+# One that is just being sent again is locked, or due by now: it is not among them, and keeps its job whole.
+_LOCK_DELIVERIES = text("""
+SELECT id FROM deliveries WHERE job_id = ANY(CAST(:ids AS uuid[])) AND announce_at IS NULL
+FOR UPDATE SKIP LOCKED
 """)
 
 _JOBS = text("""
-WITH gone AS (
-    DELETE FROM jobs AS j
-    WHERE j.id = ANY(CAST(:ids AS uuid[])) AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.job_id = j.id)
+WITH kept AS MATERIALIZED (
+    SELECT job_id FROM deliveries
+    WHERE job_id = ANY(CAST(:ids AS uuid[])) AND id <> ALL(CAST(:locked AS uuid[]))
+), gone AS (
+    DELETE FROM jobs
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND id <> ALL(ARRAY(SELECT job_id FROM kept))
     RETURNING id
+), sent AS (
+    DELETE FROM deliveries WHERE job_id = ANY(ARRAY(SELECT id FROM gone)) RETURNING 1
 ), keys AS (
     DELETE FROM idempotency_keys WHERE job_id = ANY(ARRAY(SELECT id FROM gone)) RETURNING 1
 ), events AS (
     DELETE FROM job_events WHERE job_id = ANY(ARRAY(SELECT id FROM gone)) RETURNING 1
 )
-SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM keys), (SELECT count(*) FROM events)
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM sent), (SELECT count(*) FROM keys),
+       (SELECT count(*) FROM events)
 """)
 
 _DELIVERIES = text(f"""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from models.errors import ConfigurationError
@@ -116,7 +117,7 @@ def known_revisions(folders: Iterable[Path] = ()) -> Revisions:
 
 def read_revision(path: Path) -> Revision | None:
     """The migration in a file; None where it holds none."""
-    tree = ast.parse(path.read_text())
+    tree = _parse(path.read_text())
     said = _constants(tree)
     if not isinstance(said.get("revision"), str):
         return None
@@ -128,6 +129,18 @@ def read_revision(path: Path) -> Revision | None:
         title=(ast.get_docstring(tree) or path.stem).partition("\n")[0],
         path=path,
     )
+
+
+_ONE_AT_A_TIME = Lock()
+
+
+def _parse(source: str) -> ast.Module:
+    """As ``ast.parse``, which in Python 3.11 fails with a ``SystemError`` where two threads are in it.
+
+    Source: https://github.com/python/cpython/issues/106905
+    """
+    with _ONE_AT_A_TIME:
+        return ast.parse(source)
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
@@ -152,7 +165,7 @@ def contractions(source: str) -> list[str]:
     ``waybill migrate new`` marks by it. An index that is dropped counts: it was there for somebody.
     """
     found = []
-    for node in ast.parse(source).body:
+    for node in _parse(source).body:
         if not (isinstance(node, ast.FunctionDef) and node.name != "upgrade"):
             found += [told for one in ast.walk(node) if (told := _contraction(one)) is not None]
     return found

@@ -2,9 +2,19 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
@@ -30,6 +40,30 @@ def is_write_only(info: FieldInfo) -> bool:
     """Whether a member is declared with ``json_schema_extra={"writeOnly": True}``: it is never shown."""
     extra = info.json_schema_extra
     return isinstance(extra, dict) and extra.get("writeOnly") is True
+
+
+@cache
+def sealed_form(schema: type[BaseModel], names: frozenset[str]) -> type[BaseModel]:
+    """``schema`` where the fields ``names`` are sealed: some text, of which their own rules say nothing."""
+    fields: dict[str, Any] = {}
+    for name, info in schema.model_fields.items():
+        if name in names:
+            made = info.default_factory
+            default: dict[str, Any] = {"default": info.default} if made is None else {"default_factory": made}
+            fields[name] = (str, Field(**default, alias=info.alias))
+    if not fields:
+        return schema
+    rules = schema.__pydantic_decorators__.field_validators.items()
+    lifted: dict[str, Any] = {
+        rule: field_validator(*one.info.fields)(_as_it_is)
+        for rule, one in rules
+        if names.issuperset(one.info.fields)
+    }
+    return create_model(schema.__name__, __base__=schema, __validators__=lifted, **fields)
+
+
+def _as_it_is(value: str) -> str:
+    return value
 
 
 def takes_object(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> bool:

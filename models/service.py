@@ -4,7 +4,7 @@ A resource with rules beyond its schemas subclasses :class:`ResourceService` and
 :meth:`~ResourceService.check` (and, rarely, :meth:`~ResourceService.replaced`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -29,10 +29,13 @@ from models.identity.principals import Action, Permissions, Principal, may, reac
 from models.identity.sealing import Sealer
 from models.ids import parse_id
 from models.job import Operation
-from models.schema import is_write_only, refusal
+from models.schema import is_write_only, refusal, sealed_form
 
 Row = Mapping[str, Any]
 """One instance: column name -> value."""
+
+MAX_SECRETS = 20
+"""Writes with secrets in one request: a password takes as long to hash as a thousand rows to store."""
 
 
 class Declaration(Protocol):
@@ -178,12 +181,13 @@ class ResourceService:
 
     # ---- at the door -------------------------------------------------------------------
 
-    def admit(self, operation: Operation, body: bytes) -> Admitted:
+    def admit(self, operation: Operation, body: bytes, sealed: frozenset[str] = frozenset()) -> Admitted:
         """Check a body against the operation's schema.
 
         Args:
             operation: What the caller asks.
             body: JSON text; must be empty for delete and read.
+            sealed: Columns of write-only members that are sealed in it already, and were admitted before.
 
         Raises:
             Invalid: Malformed, or against the schema; ``details`` name the members.
@@ -196,7 +200,7 @@ class ResourceService:
         if not isinstance(document, dict):
             raise Invalid("The body must be a JSON object")
         if operation is Operation.PATCH:
-            self._check_patch(document)
+            self._check_patch(document, sealed)
             return Admitted(body)
         supplied_id = None
         if operation is Operation.CREATE and "id" in document:
@@ -205,10 +209,10 @@ class ResourceService:
                 raise Invalid("The id is not a UUID", details=[Detail("id", "must be a UUID as text")])
             body = orjson.dumps({name: value for name, value in document.items() if name != "id"})
         schema = self.resource.create if operation is Operation.CREATE else self.resource.update
-        _validated(schema, body)
+        _validated(sealed_form(schema, sealed), body)
         return Admitted(body, supplied_id)
 
-    def _check_patch(self, patch: dict[str, Any]) -> None:
+    def _check_patch(self, patch: dict[str, Any], sealed: frozenset[str]) -> None:
         """Check what can be known before the instance is: member names, and values of plain members."""
         fields = {
             info.alias or name: (name, info) for name, info in self.resource.update.model_fields.items()
@@ -225,7 +229,7 @@ class ResourceService:
             elif isinstance(value, dict):
                 if name not in self.resource.takes_object:
                     problems.append(Detail(member, "takes no object"))
-            else:
+            elif name not in sealed:
                 try:
                     self.resource.adapter(name).validate_json(orjson.dumps(value), strict=True)
                 except ValidationError as error:
@@ -238,7 +242,13 @@ class ResourceService:
         """Whether payloads must go through :meth:`secured` before they are kept."""
         return bool(self.resource.write_only)
 
-    def secured(self, payload: bytes, resource_id: UUID) -> bytes:
+    @property
+    def secret_members(self) -> dict[str, str]:
+        """The column of each write-only member."""
+        fields = {**self.resource.create.model_fields, **self.resource.update.model_fields}
+        return {fields[column].alias or column: column for column in self.resource.write_only}
+
+    def secured(self, payload: bytes, resource_id: UUID, given: Container[str] | None = None) -> bytes:
         """An admitted payload with each write-only member replaced by what is kept of it, sealed.
 
         So the ledger never holds a secret, and shows nothing of it to whoever shows a payload. The seal
@@ -247,13 +257,13 @@ class ResourceService:
         Args:
             payload: JSON text that passed :meth:`admit`. May take long: keep it off the event loop.
             resource_id: Of the instance that it is about.
+            given: The members that were given now; others are sealed already. None: all were.
         """
         document = orjson.loads(payload)
-        for column in self.resource.write_only:
-            member = self.resource.update.model_fields[column].alias or column
-            if member in document:
+        for member, column in self.secret_members.items():
+            if member in document and (given is None or member in given):
                 kept = self.kept_of(column, document[member])
-                document[member] = self._seal().seal(kept, self._purpose(column, resource_id))
+                document[member] = self._seal().seal(kept, self.purpose(column, resource_id))
         return orjson.dumps(document)
 
     def _seal(self) -> Sealer:
@@ -261,7 +271,8 @@ class ResourceService:
             raise ConfigurationError(f"resource {self.resource.name}: nothing to seal its secrets with")
         return self._sealer()
 
-    def _purpose(self, column: str, resource_id: UUID) -> str:
+    def purpose(self, column: str, resource_id: UUID) -> str:
+        """What a write-only member is sealed for."""
         return f"{self.resource.name}.{column}/{resource_id}"
 
     # ---- in the worker -----------------------------------------------------------------
@@ -279,7 +290,7 @@ class ResourceService:
         if work.operation is Operation.CREATE:
             return self._created(work, current)
         if current is None or not self.belongs(current, work.parent_id):
-            raise NotFound(f"There is no {self.resource.singular} {work.resource_id}")
+            raise self.absent()
         if work.if_match is not None and work.if_match != current["version"]:
             raise PreconditionFailed(
                 f"The {self.resource.singular} is at version {current['version']}",
@@ -290,7 +301,7 @@ class ResourceService:
         if work.operation is Operation.READ:
             return self._change(Effect.NONE, current)
         if work.operation is Operation.REPLACE:
-            document = _accepted(self.resource.update, work.payload or "")
+            document = self._accepted(self.resource.update, work.payload or "")
             values = self.replaced(current, document)
         else:
             document = self._patched(current, work.payload or "")
@@ -323,8 +334,12 @@ class ResourceService:
             Forbidden: Visible, but this action is not granted.
         """
         if not may(self.resource.permissions, principal, Action.READ, current["owner_id"]):
-            raise NotFound(f"There is no such {self.resource.singular}")
+            raise self.absent()
         self.authorize_for(principal, action, current["owner_id"])
+
+    def absent(self) -> NotFound:
+        """The refusal of an instance that is not there or is hidden: who asks cannot tell which."""
+        return NotFound(f"There is no such {self.resource.singular}")
 
     def authorize_for(self, principal: Principal, action: Action, owner_id: UUID | None) -> None:
         """Refuse what the role forbids to do for ``owner_id``, whose the instance is or will be.
@@ -355,7 +370,7 @@ class ResourceService:
             raise Conflict(f"The {self.resource.singular} {work.resource_id} exists already")
         owner_id = work.owner_id or work.principal.id
         self.authorize_for(work.principal, Action.WRITE, owner_id)
-        document = _accepted(self.resource.create, work.payload or "")
+        document = self._accepted(self.resource.create, work.payload or "")
         after = {
             "id": work.resource_id,
             **self.resource.defaults,
@@ -381,7 +396,11 @@ class ResourceService:
         for column in self.resource.write_only:
             if column in document.model_fields_set:
                 sealed = getattr(document, column)
-                values[column] = self._seal().open(sealed, self._purpose(column, work.resource_id))
+                if column not in self.resource.update.model_fields and not Sealer.is_sealed(sealed):
+                    # Taken in before 0.2, which did not seal what only a creation has.
+                    values[column] = self.kept_of(column, sealed)
+                    continue
+                values[column] = self._seal().open(sealed, self.purpose(column, work.resource_id))
             elif current is not None:
                 values[column] = current[column]
         return values
@@ -393,7 +412,19 @@ class ResourceService:
         # A column's text where the schema has an enum writes the same JSON: no reason to warn.
         document = orjson.loads(present.model_dump_json(by_alias=True, warnings=False, exclude_unset=True))
         merged = merge_patch.apply(document, orjson.loads(payload))
-        return _accepted(schema, orjson.dumps(merged))
+        return self._accepted(schema, orjson.dumps(merged))
+
+    def _accepted(self, schema: type[BaseModel], body: bytes | str) -> BaseModel:
+        """Validate what was valid at the door: a member that is not known is known to another version."""
+        try:
+            return _validated(sealed_form(schema, self.resource.write_only), body)
+        except Invalid as invalid:
+            cause = invalid.__cause__
+            if isinstance(cause, ValidationError) and any(one["type"] == _EXTRA for one in cause.errors()):
+                raise Unfamiliar(
+                    "the payload has members that this version does not know; a worker of another may take it"
+                ) from invalid
+            raise
 
 
 def _validated(schema: type[BaseModel], body: bytes | str) -> BaseModel:
@@ -402,19 +433,6 @@ def _validated(schema: type[BaseModel], body: bytes | str) -> BaseModel:
         return schema.model_validate_json(body, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise refusal(error) from error
-
-
-def _accepted(schema: type[BaseModel], body: bytes | str) -> BaseModel:
-    """Validate what was valid at the door: a member that is not known is known to another version."""
-    try:
-        return _validated(schema, body)
-    except Invalid as invalid:
-        cause = invalid.__cause__
-        if isinstance(cause, ValidationError) and any(one["type"] == _EXTRA for one in cause.errors()):
-            raise Unfamiliar(
-                "the payload has members that this version does not know; a worker of another may take it"
-            ) from invalid
-        raise
 
 
 _EXTRA = "extra_forbidden"

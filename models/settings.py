@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         default_factory=dict, description="JSON object: broker user -> email"
     )
     amqp_reply_queues: str = Field(
-        ".*", description="regular expression of the whole name of queues that reply_to may name; ours never"
+        ".*", description="regex of whole names that reply_to may have, {user} being the sender's; ours never"
     )
     broker_passwords: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict, description="JSON object: broker user -> password; for doctor alone"

@@ -183,6 +183,17 @@ callback_endpoints = Table(
     Column("failing_since", _TIME, comment="first failure after the last success"),
     Column("disabled_at", _TIME),
     Column("disabled_reason", Text),
+    Column("missed_since", _TIME, comment="outcomes from then on may have to be made up for; null: none"),
+    Column(
+        "awaited_xid",
+        BigInteger,
+        comment="transactions before this one may still bring some; null: not asked yet",
+    ),
+    Index(
+        "idx_callback_endpoints_missed_since",
+        "missed_since",
+        postgresql_where=text("missed_since IS NOT NULL"),
+    ),
 )
 
 deliveries = Table(

@@ -5,9 +5,7 @@ is the service's, how it is stored the repository's. No Celery: ``app.py`` calls
 """
 
 import logging
-import os
 import random
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,11 +22,12 @@ from models.errors import Conflict, Contention, DatabaseUnavailable, Refusal, in
 from models.failpoints import Step
 from models.identity.users import Users
 from models.job import JobState, Priority
-from models.ledger import SUSPECT_AFTER, Ledger, OpenJob, Outcome
+from models.ledger import SUSPECT_AFTER, CrashAttempt, Ledger, OpenJob, Outcome
 from models.registry import Registry
 from models.repository import as_refusal
 from models.retry import Die, Fail, Retry, RetryPolicy, reason_of
 from tasks.batch import Batch
+from tasks.crash_attempts import CrashAttempts
 
 MAX_JOBS = 500
 """Jobs that one transaction takes, at most."""
@@ -45,8 +44,11 @@ LANE_PATIENCE = timedelta(milliseconds=500)
 FILL_TO = 300
 """Lanes that one transaction takes while more wait: few jobs to a commit would cost many commits."""
 
-WITNESS_LOOKS, WITNESS_PAUSE_SECONDS = 10, 0.2
-"""How long a verdict waits for the one who saw the last worker die; there is none where all died at once."""
+WITNESS_LOOKS, WITNESS_PAUSE_SECONDS = 35, 0.2
+"""How long a verdict waits for the one who saw the last worker die; there is none where all died at once.
+
+Celery sees most deaths at once, and the others when it counts its children, every five seconds.
+"""
 
 PREDECESSOR_FAILED = "predecessorFailed"
 """Member ``reason`` of the error of a job whose precondition a dead job ahead of it did not bring about."""
@@ -101,6 +103,7 @@ class Applier:
         self._views = views
         self._retry_policy = retry_policy
         self._sleep = sleep
+        self._crash_attempts = CrashAttempts(database, ledger)
 
     def apply(
         self, job_ids: Sequence[UUID], *, are_suspect: bool = False, fill_with: Priority | None = None
@@ -116,6 +119,7 @@ class Applier:
             DatabaseUnavailable: Nothing more can be done now; the sweep announces the rest again.
         """
         applied = Applied()
+        self._crash_attempts.take_back()
         if are_suspect:
             for job_id in job_ids:
                 self._apply_alone(job_id, applied, is_suspect=True)
@@ -219,7 +223,9 @@ class Applier:
             if filled is not None:
                 heads = {job.lane: job.id for job in reversed(jobs)}
                 filled[:] = [heads[lane] for lane in added if lane in heads]
-            suspects = {job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER}
+            suspects = {
+                job.lane: job.id for job in jobs if job.announcements >= SUSPECT_AFTER or job.crashes > 0
+            }
             outcomes, changes = self._run(connection, [job for job in jobs if job.lane not in suspects])
             delivery_ids = self._ledger.finish(connection, outcomes)
             mark = self._views.mark(connection, changes)
@@ -274,27 +280,48 @@ class Applier:
             head = self._head_of_lane(job_id)
             if head is None:
                 return
-            if is_suspect and _awaits_witness(head):
+            has_killed = head.crashes > 0
+            if _awaits_witness(head):
                 head = self._hear_witness(head)
-            if is_suspect and not self._may_try(head, applied):
-                continue
-            try:
-                with self._database.transaction(Step.APPLY_ALONE) as connection:
-                    job = self._lock_head(connection, job_id)
-                    if job is None or job.id != head.id:
-                        continue
-                    outcomes, changes = self._run(connection, [job])
-                    delivery_ids = self._ledger.finish(connection, outcomes)
-                    mark = self._views.mark(connection, changes)
-                self._views.settle(mark, changes)
-            except DatabaseUnavailable:
-                raise
-            except Exception as error:
-                if not self._give_verdict(head, error, applied):
+            with self._crash_attempts.outlived() as recorded:
+                if (is_suspect or has_killed) and not self._may_try(head, recorded, applied):
+                    continue
+                if not self._try(head, recorded, applied):
                     return
-            else:
-                applied.outcomes += outcomes
-                applied.delivery_ids += delivery_ids
+
+    def _try(self, head: OpenJob, recorded: list[CrashAttempt], applied: Applied) -> bool:
+        """Apply the head of a lane, if it is that still; whether the lane is free to go on.
+
+        What was ``recorded`` of this attempt counts as ended once it has.
+
+        Raises:
+            Contention: The lane is held elsewhere: that is no attempt.
+        """
+        has_begun = False
+        try:
+            with self._database.transaction(Step.APPLY_ALONE) as connection:
+                job = self._lock_head(connection, head.id)
+                if job is None or job.id != head.id:
+                    return True
+                has_begun = True
+                outcomes, changes = self._run(connection, [job])
+                delivery_ids = self._ledger.finish(connection, outcomes)
+                mark = self._views.mark(connection, changes)
+            self._views.settle(mark, changes)
+        except DatabaseUnavailable:
+            if has_begun:
+                recorded.clear()  # what takes the database down with it shall have an end too
+            raise
+        except Exception as error:
+            if not has_begun:
+                raise
+            is_free = self._give_verdict(head, error, applied)
+        else:
+            is_free = True
+            applied.outcomes += outcomes
+            applied.delivery_ids += delivery_ids
+        recorded.clear()
+        return is_free
 
     def _head_of_lane(self, job_id: UUID) -> OpenJob | None:
         """The first job of the lane of ``job_id``, if it may run now."""
@@ -317,14 +344,14 @@ class Applier:
                 return later or head
         return head
 
-    def _may_try(self, job: OpenJob, applied: Applied) -> bool:
+    def _may_try(self, job: OpenJob, recorded: list[CrashAttempt], applied: Applied) -> bool:
         """Record, in a commit of its own, an attempt that may kill this worker; after the last it is dead."""
         with self._database.transaction(Step.CRASH_ATTEMPT) as connection:
             present = self._lock_head(connection, job.id)
             if present is None or present.id != job.id or present.crashes != job.crashes:
                 return False  # another worker has been at it meanwhile: look again
-            if job.crashes < MAX_CRASHES:
-                self._ledger.record_crash_attempt(connection, job.id, worker_name(os.getpid()))
+            if job.crashes - self._crash_attempts.count(job.id) < MAX_CRASHES:
+                recorded.append(self._crash_attempts.record(connection, job.id))
                 return True
             outcome = _killer(job)
             delivery_ids = self._ledger.finish(connection, [outcome])
@@ -390,11 +417,6 @@ def runnable(jobs: Sequence[OpenJob]) -> list[OpenJob]:
     return ready
 
 
-def worker_name(pid: int) -> str:
-    """Who applies, for the evidence against a job that kills its worker: the host and the process."""
-    return f"{socket.gethostname()}:{pid}"
-
-
 def _blamed(outcome: Outcome, predecessor: UUID | None, unprepared: Mapping[UUID, OpenJob]) -> Outcome:
     """Where the job ahead ended dead, that is why this one's precondition does not hold: say so."""
     job = unprepared.get(outcome.job_id)
@@ -415,8 +437,9 @@ def _awaits_witness(job: OpenJob) -> bool:
 
 def _killer(job: OpenJob) -> Outcome:
     """The end of a job that did not let any of its workers live, with the evidence."""
-    signals = sorted({entry["signal"] for entry in job.crash_log or () if entry.get("signal")})
-    seen = f" ({', '.join(signals)})" if signals else ""
-    message = f"The job's worker died at each of {job.crashes} attempts{seen}"
+    seen = [entry.get("signal") for entry in job.crash_log or ()]
+    signals = f" ({', '.join(sorted(set(filter(None, seen))))})" if any(seen) else ""
+    end = "died" if all(seen) else "died or lost the database"  # where nobody saw it, nobody can tell
+    message = f"The job's worker {end} at each of {job.crashes} attempts{signals}"
     problem = internal_problem(job.request_id) | {"message": message, "evidence": job.crash_log or []}
     return Outcome(job_id=job.id, state=JobState.DEAD, attempt=job.attempt + 1, error=problem, reason=message)

@@ -191,7 +191,7 @@ class Batch:
         assert job.parent_id is not None  # noqa: S101 - intake took none without
         row = self._instances[(parent.type.name, job.parent_id)]
         if row is None:
-            raise NotFound(f"There is no {parent.type.singular} {job.parent_id}")
+            raise parent.service.absent()
         parent.service.authorize(principal, Action.READ, row)
         owner_id: UUID | None = row["owner_id"]
         return owner_id
@@ -261,12 +261,15 @@ class Batch:
 
     def _delete(self, name: str, runs: Sequence[_Run]) -> None:
         versions = {run.key[1]: run.before["version"] for run in runs if run.before is not None}
-        for part in self._registry.children(name):
-            buried = part.repository.delete_parts(self._connection, list(versions))
-            self._instances |= {(part.type.name, one): None for one in buried}
-            self._buried |= {(part.type.name, one): version for one, version in buried.items()}
-            self.changes.drop_parts(part.type, buried, versions)
+        parts = [
+            (part.type, part.repository.delete_parts(self._connection, list(versions)))
+            for part in self._registry.children(name)
+        ]
         matched = self._registry[name].repository.delete_many(self._connection, versions)
+        for kind, buried in parts:  # only now: with a parent that is refused they come back
+            self._instances |= {(kind.name, one): None for one in buried}
+            self._buried |= {(kind.name, one): version for one, version in buried.items()}
+            self.changes.drop_parts(kind, buried, versions)
         self._accept_writes(runs, matched)
         self._buried |= {run.key: versions[run.key[1]] + 1 for run in runs}
 

@@ -77,7 +77,7 @@ class Courier(Protocol):
         ...
 
     def patience(self, delivery: Delivery) -> timedelta | None:
-        """The age at which it is given up though nothing was sent; None: never without a last attempt."""
+        """The age at which it is given up where nothing can be sent; None: never without a last attempt."""
         ...
 
     def given_up(self, connection: Connection, delivery: Delivery, decision: Decision) -> None:
@@ -112,9 +112,13 @@ class CallbackCourier:
 
     def obstacle(self, connection: Connection, delivery: Delivery) -> str | None:
         """The endpoint, or the job, is gone."""
-        if delivery.url is None or delivery.is_disabled:
+        if delivery.url is None or (delivery.is_disabled and self._stays_disabled(connection, delivery)):
             return _REMOVED
         return _PRUNED if delivery.body is None else None
+
+    def _stays_disabled(self, connection: Connection, delivery: Delivery) -> bool:
+        """Held so until this is settled: a recovery finds it either given up, or sent."""
+        return delivery.endpoint_id is None or self._endpoints.hold_disabled(connection, delivery.endpoint_id)
 
     def prepared(self, connection: Connection, delivery: Delivery) -> Delivery:
         """As it is: the outbox has rendered it."""

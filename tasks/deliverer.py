@@ -1,7 +1,9 @@
 """Delivering: claims what the outbox holds, hands over what leaves by HTTP, publishes the rest. No Celery."""
 
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,12 +12,13 @@ from sqlalchemy import Connection, text
 
 from models import failpoints, metrics
 from models.database import Database
+from models.deliveries.delivery_policy import Answer, GiveUp, RetryIn, decide
 from models.deliveries.outbox import RESOLVED, Delivery, DeliveryKind, Outbox, ToldEvent
 from models.errors import BrokerUnavailable
 from models.failpoints import Step
 from models.job import JobState, to_json
 from tasks.names import EVENTS
-from tasks.publisher import Publisher
+from tasks.publisher import NotTaken, Publisher
 from tasks.sending import Sending
 
 _log = logging.getLogger("waybill.deliverer")
@@ -23,6 +26,8 @@ BROKER_REST = timedelta(seconds=5)
 """How long replies and events rest that the broker did not take: it may be back by then."""
 
 _NOBODY = "the reply queue does not exist"
+_FULL = "the reply queue is full"
+_LISTENER_FULL = "a listener's queue is full"
 _CLOUD_EVENT = "application/cloudevents+json"
 
 
@@ -36,11 +41,20 @@ class Deliverer:
         publisher: Publishes replies, events and notices; called from one thread at a time.
     """
 
-    def __init__(self, database: Database, outbox: Outbox, sending: Sending, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        sending: Sending,
+        publisher: Publisher,
+        *,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
         self._database = database
         self._outbox = outbox
         self._sending = sending
         self._publisher = publisher
+        self._uniform = uniform
 
     def deliver(self, delivery_ids: Sequence[UUID]) -> None:
         """See to those of ``delivery_ids`` that are due and that nobody else is seeing to.
@@ -61,36 +75,74 @@ class Deliverer:
     def _publish(self, deliveries: Sequence[Delivery]) -> None:
         """Publish replies and events, then settle them. What the broker did not confirm is put off.
 
+        A queue that is full holds up nothing but what is for it.
+
         Raises:
             BrokerUnavailable: The rest waits for its next announcement.
         """
-        done: list[UUID] = []
+        done: list[Delivery] = []
+        refused: list[Delivery] = []
         events = [one for one in deliveries if one.kind is DeliveryKind.EVENTS]
         try:
             for delivery in deliveries:
-                if delivery.kind is not DeliveryKind.REPLY:
+                if delivery.kind is DeliveryKind.EVENTS:
                     continue
-                if delivery.body is not None and self._publish_reply(delivery):
-                    done.append(delivery.id)
-                    metrics.DELIVERIES.labels(delivery.kind, "delivered").inc()
+                try:
+                    is_sent = self._publish_alone(delivery)
+                except NotTaken:
+                    refused.append(delivery)
+                    continue
+                if is_sent:
+                    done.append(delivery)
                 else:
                     with self._database.transaction(Step.GIVE_UP_REPLY) as connection:
-                        self._outbox.give_up(connection, delivery.id, error=_NOBODY, status=None)
-            for notice in (one for one in deliveries if one.kind is DeliveryKind.NOTICE):
-                self._publish_notice(notice)
-                done.append(notice.id)
-            self._publish_events([sequence for one in events for sequence in one.sequences])
-            done += [one.id for one in events]
-            metrics.DELIVERIES.labels(DeliveryKind.EVENTS, "delivered").inc(len(events))
+                        self._outbox.give_up(connection, delivery, error=_NOBODY, status=None)
+            untold = self._publish_events([sequence for one in events for sequence in one.sequences])
+            for one in events:
+                left = _left_of(one, untold)
+                if left.sequences:
+                    refused.append(left)
+                else:
+                    done.append(one)
         except BrokerUnavailable:
-            unsent = [one for one in deliveries if one.id not in done]
+            settled = {one.id for one in (*done, *refused)}
+            unsent = [one for one in deliveries if one.id not in settled]
             with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
                 self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
             raise
         finally:
-            if done:
+            if done or refused:
                 with self._database.transaction(Step.SETTLE_PUBLISH) as connection:
-                    self._outbox.delivered(connection, done)
+                    self._settle(connection, done, refused)
+
+    def _settle(self, connection: Connection, done: Sequence[Delivery], refused: Sequence[Delivery]) -> None:
+        """Settle what was taken; try what a full queue refused ever more rarely, until its days are over."""
+        if done:
+            self._outbox.delivered(connection, done)
+        for one in done:
+            metrics.DELIVERIES.labels(one.kind, "delivered").inc()
+        for one in refused:
+            error = _FULL if one.kind is DeliveryKind.REPLY else _LISTENER_FULL
+            match decide(Answer(None, error), attempts=one.attempts + 1, age=one.age, random=self._uniform):
+                case RetryIn(delay):
+                    self._outbox.retry(connection, one, delay=delay, error=error, status=None)
+                    metrics.DELIVERIES.labels(one.kind, "retryin").inc()
+                case GiveUp(reason):
+                    self._outbox.give_up(connection, one, error=reason, status=None)
+                    metrics.DELIVERIES.labels(one.kind, "giveup").inc()
+        if refused:
+            _log.warning("full queues refused replies or events", extra={"deliveries": len(refused)})
+
+    def _publish_alone(self, delivery: Delivery) -> bool:
+        """Publish a reply or a notice; False where a reply has no queue.
+
+        Raises:
+            NotTaken: A queue is full.
+        """
+        if delivery.kind is DeliveryKind.NOTICE:
+            self._publish_event(delivery.body or b"", delivery.target or "")
+            return True
+        return delivery.body is not None and self._publish_reply(delivery)
 
     def _publish_reply(self, delivery: Delivery) -> bool:
         failpoints.before(Step.PUBLISH_REPLY)
@@ -106,38 +158,47 @@ class Deliverer:
         failpoints.after(Step.PUBLISH_REPLY)
         return is_routed
 
-    def _publish_notice(self, notice: Delivery) -> None:
-        self._publish_event(notice.body or b"", notice.target or "")
-        metrics.DELIVERIES.labels(notice.kind, "delivered").inc()
+    def _publish_events(self, all_sequences: Sequence[int]) -> set[int]:
+        """Publish job events; those that a full queue of a listener left untold."""
+        untold: set[int] = set()
+        if all_sequences:
+            with self._database.snapshot() as connection:
+                for key, sequences in self._outbox.event_keys(connection, all_sequences).items():
+                    untold.update(self._publish_key(connection, key, sequences))
+        return untold
 
-    def _publish_events(self, all_sequences: Sequence[int]) -> None:
-        """Publish job events. Keys that nobody listens to are found out by one message each.
+    def _publish_key(self, connection: Connection, key: str, sequences: Sequence[int]) -> Sequence[int]:
+        """Publish the events of one key, in order; those that a full queue refused.
 
-        The broker returns what no queue takes, so an unheard event costs nothing beyond the first
-        of its key: with no listener a batch of hundreds is a handful of messages.
+        Each is tried, for other queues of the same key may have room. Keys that nobody listens to are found
+        out by one message each. The broker returns what no queue takes, so an unheard event costs nothing
+        beyond the first of its key: with no listener a batch of hundreds is a handful of messages.
         """
-        if not all_sequences:
-            return
-        with self._database.snapshot() as connection:
-            for key, sequences in self._outbox.event_keys(connection, all_sequences).items():
-                first, rest = sequences[:1], sequences[1:]
-                if self._publish_each(connection, key, first) and rest:
-                    self._publish_each(connection, key, rest)
-
-    def _publish_each(self, connection: Connection, key: str, sequences: Sequence[int]) -> bool:
-        """Publish the events of one key, in order; whether anybody listens."""
-        is_heard = False
-        is_resolved = key.endswith("." + RESOLVED)
-        for sequence, event in self._outbox.events(connection, sequences).items():
-            body = resolved_event(sequence, event) if is_resolved else cloud_event(sequence, event)
-            is_heard = self._publish_event(body, key)
-        return is_heard
+        untold: list[int] = []
+        tell = resolved_event if key.endswith("." + RESOLVED) else cloud_event
+        for part in (sequences[:1], sequences[1:]):
+            is_heard = False
+            for sequence, event in self._outbox.events(connection, part).items() if part else ():
+                try:
+                    is_heard = self._publish_event(tell(sequence, event), key)
+                except NotTaken:
+                    is_heard = True
+                    untold.append(sequence)
+            if not is_heard:
+                break
+        return untold
 
     def _publish_event(self, body: bytes, key: str) -> bool:
         failpoints.before(Step.PUBLISH_EVENT)
         is_heard = self._publisher.message(body, exchange=EVENTS, routing_key=key, content_type=_CLOUD_EVENT)
         failpoints.after(Step.PUBLISH_EVENT)
         return is_heard
+
+
+def _left_of(events: Delivery, untold: Set[int]) -> Delivery:
+    """What a full queue left of ``events``. One that gets on begins anew with its attempts."""
+    left = tuple(sequence for sequence in events.sequences if sequence in untold)
+    return replace(events, sequences=left, attempts=events.attempts if left == events.sequences else 0)
 
 
 def cloud_event(sequence: int, event: ToldEvent) -> bytes:

@@ -15,7 +15,7 @@ from tasks.courier import NotNow, Receiver
 from tasks.service_client import ServiceClient
 
 _log = logging.getLogger("waybill.effects")
-_UNTIL_KNOWN = "no worker could build its call: is the effect still declared?"
+_UNKNOWN = "no worker could build its call: is the effect still declared?"
 
 
 class EffectCourier:
@@ -46,9 +46,9 @@ class EffectCourier:
         return Receiver(f"service:{effect.service}", 1 if client is None else client.at_once)
 
     def obstacle(self, connection: Connection, delivery: Delivery) -> str | None:
-        """It could not even be built until now, and its time is up."""
-        is_late = delivery.age >= (self.patience(delivery) or LONGEST_PATIENCE)
-        return _UNTIL_KNOWN if is_late and not delivery.attempts and delivery.body is None else None
+        """Nobody has known it for as long as any effect is tried. One that is known may go, however late."""
+        is_late = delivery.age >= LONGEST_PATIENCE
+        return _UNKNOWN if is_late and self._effect(delivery) is None else None
 
     def prepared(self, connection: Connection, delivery: Delivery) -> Delivery | None:
         """With its call, which is built from the job's outcome at the first attempt and then kept.

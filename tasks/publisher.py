@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AMQPError, MessageNacked
 from celery import Celery
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError, OperationalError
@@ -19,6 +19,10 @@ from tasks.topology import declare
 PATIENCE_SECONDS = 5
 _FAREWELL_SECONDS = 0.5
 _FAULTS = (AMQPError, KombuError, OperationalError, OSError)
+
+
+class NotTaken(BrokerUnavailable):
+    """A queue where it belongs is full and refused it (``basic.nack``). Others may have taken it."""
 
 
 class Publisher:
@@ -76,6 +80,7 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Not confirmed.
+            NotTaken: Refused by a queue, which is an answer: the connection is kept.
         """
         producer = self._ready()
         self._returned = False
@@ -92,6 +97,8 @@ class Publisher:
                 retry=False,
                 **properties,
             )
+        except MessageNacked as error:
+            raise NotTaken(f"a queue for {routing_key} is full") from error
         except _FAULTS as error:
             self.close()
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error

@@ -15,8 +15,9 @@ from models.deliveries.outbox import DeliveryKind, Outbox
 from models.failpoints import Step
 from models.settings import Settings
 from tasks.announcer import Announcer
-from tasks.applier import Applier, worker_name
+from tasks.applier import Applier
 from tasks.courier import CallbackCourier
+from tasks.crash_attempts import worker_name
 from tasks.deliverer import Deliverer
 from tasks.effect_courier import EffectCourier
 from tasks.names import JOB_QUEUES

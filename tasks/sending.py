@@ -3,8 +3,9 @@
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from itertools import groupby
 
@@ -26,6 +27,7 @@ NO_ROOM_REST = timedelta(seconds=5)
 """How long deliveries rest that found too many before them."""
 OUR_FAULT_REST = timedelta(minutes=1)
 """How long a delivery rests that something of ours keeps from being sent."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _EXPIRED = "given up: its time ran out while its receiver was not asked"
 
 
@@ -109,18 +111,25 @@ class Sending:
         }
 
     def _put_off(self, deliveries: Sequence[Delivery], until: datetime) -> None:
-        """Park deliveries until a probe may go; those whose patience ends before are given up."""
-        lasting = []
+        """Park deliveries until a probe may go, or until their patience ends; where it has, give them up."""
+        until += timedelta(seconds=5 * self._uniform())  # not all at the moment of the probe
+        lasting: defaultdict[datetime, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
-            patience = self._couriers[delivery.kind].patience(delivery)
-            if patience is not None and delivery.age >= patience:
+            if self._has_run_out(delivery):
                 self._give_up(delivery, GiveUp(_EXPIRED), None)
             else:
-                lasting.append(delivery)
+                lasting[min(until, self._end_of_patience(delivery))].append(delivery)
         if lasting:
-            spread = timedelta(seconds=5 * self._uniform())  # not all at the moment of the probe
             with self._database.transaction(Step.PUT_OFF) as connection:
-                self._outbox.park(connection, lasting, until + spread)
+                for moment, some in lasting.items():
+                    self._outbox.park(connection, some, moment)
+
+    def _has_run_out(self, delivery: Delivery) -> bool:
+        return self._end_of_patience(delivery) <= delivery.now
+
+    def _end_of_patience(self, delivery: Delivery) -> datetime:
+        patience = self._couriers[delivery.kind].patience(delivery)
+        return _NEVER if patience is None else delivery.now + (patience - delivery.age)
 
     def _soon(self, connection: Connection, rest: timedelta) -> datetime:
         return _clock(connection) + rest * (0.5 + self._uniform())
@@ -131,20 +140,19 @@ class Sending:
         """Send one delivery and settle it; whether its receiver works."""
         courier = self._couriers[delivery.kind]
         dependency = courier.receiver(delivery).dependency
+        mine = delivery
         try:
-            passage, prepared = self._passage(courier, delivery, dependency)
+            passage, mine = self._passage(courier, delivery, dependency)
             if passage is _Passage.SETTLED:
                 return True
             if passage is _Passage.PARKED:
                 return False
             began = time.monotonic()
-            answer = courier.send(prepared)
+            answer = courier.send(mine)
             metrics.SEND_SECONDS.labels(delivery.kind).observe(time.monotonic() - began)
-            self._settle(courier, prepared, answer, dependency, is_probe=passage is _Passage.PROBE)
+            self._settle(courier, mine, answer, dependency, is_probe=passage is _Passage.PROBE)
         except NotNow as fault:
-            _log.error("a delivery waits for us", extra={"kind": delivery.kind, "reason": str(fault)})
-            with self._database.transaction(Step.PUT_OFF_OURS) as connection:
-                self._outbox.rest(connection, delivery.id, self._soon(connection, OUR_FAULT_REST))
+            self._wait_for_us(mine, fault)
             return False
         except Transient as fault:
             _log.warning("a delivery is announced again", extra={"reason": str(fault)})
@@ -159,7 +167,7 @@ class Sending:
                 return _Passage.SETTLED, delivery
             obstacle = courier.obstacle(connection, mine)
             if obstacle is not None:
-                self._outbox.give_up(connection, mine.id, error=obstacle, status=None)
+                self._outbox.give_up(connection, mine, error=obstacle, status=None)
                 metrics.DELIVERIES.labels(mine.kind, "giveup").inc()
                 return _Passage.SETTLED, mine
             state = BreakerBoard(connection).states([dependency]).get(dependency, breaker.CLOSED)
@@ -170,7 +178,7 @@ class Sending:
             ):
                 prepared = courier.prepared(connection, mine)
                 if prepared is None:
-                    self._outbox.delivered(connection, [mine.id])
+                    self._outbox.delivered(connection, [mine])
                     return _Passage.SETTLED, mine
                 return _Passage.OPEN if phase is Phase.CLOSED else _Passage.PROBE, prepared
             until = max(state.probe_at or now, now)
@@ -189,16 +197,23 @@ class Sending:
                 board.record_success(dependency)
             match decision:
                 case Delivered():
-                    self._outbox.delivered(connection, [delivery.id], status=answer.status)
+                    self._outbox.delivered(connection, [delivery], status=answer.status)
                 case RetryIn(delay):
                     error = answer.error or f"answered {answer.status}"
-                    self._outbox.retry(
-                        connection, delivery.id, delay=delay, error=error, status=answer.status
-                    )
+                    self._outbox.retry(connection, delivery, delay=delay, error=error, status=answer.status)
                 case GiveUp(reason) | DisableEndpoint(reason):
-                    self._outbox.give_up(connection, delivery.id, error=reason, status=answer.status)
-                    courier.given_up(connection, delivery, decision)
+                    if self._outbox.give_up(connection, delivery, error=reason, status=answer.status):
+                        courier.given_up(connection, delivery, decision)
         _tell(delivery, decision, answer.status, dependency)
+
+    def _wait_for_us(self, delivery: Delivery, fault: NotNow) -> None:
+        """Put off what something of ours keeps from being sent; give it up where its patience has ended."""
+        _log.error("a delivery waits for us", extra={"kind": delivery.kind, "reason": str(fault)})
+        if self._has_run_out(delivery):
+            self._give_up(delivery, GiveUp(f"given up: {fault}"), None)
+            return
+        with self._database.transaction(Step.PUT_OFF_OURS) as connection:
+            self._outbox.park(connection, [delivery], self._soon(connection, OUR_FAULT_REST))
 
     def _give_up(self, delivery: Delivery, decision: GiveUp, status: int | None) -> None:
         courier = self._couriers[delivery.kind]
@@ -206,8 +221,8 @@ class Sending:
             mine = self._outbox.extend(connection, delivery)
             if mine is None:
                 return
-            self._outbox.give_up(connection, delivery.id, error=decision.reason, status=status)
-            courier.given_up(connection, delivery, decision)
+            self._outbox.give_up(connection, mine, error=decision.reason, status=status)
+            courier.given_up(connection, mine, decision)
         _tell(delivery, decision, status, courier.receiver(delivery).dependency)
 
 

@@ -2,11 +2,13 @@
 
 It rescues jobs whose announcement was lost, wakes scheduled ones, repeats retries when their time
 comes, and refills a broker that was wiped. While the broker is away it has callbacks sent without it.
+It goes on with what callback endpoints missed while they were disabled, where a recovery has begun it.
 Every worker process runs one; they share the work.
 """
 
 import logging
 import threading
+import time
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,8 +16,9 @@ from celery import Celery
 
 from models import failpoints, metrics
 from models.database import Database
+from models.deliveries.delivery_log import DeliveryLog
 from models.deliveries.outbox import Outbox
-from models.errors import BrokerUnavailable, Transient
+from models.errors import BrokerUnavailable, Contention, Transient
 from models.failpoints import Step
 from models.job import JobState, Priority
 from models.ledger import Ledger
@@ -30,6 +33,9 @@ PLATE = 30
 PERIOD = timedelta(seconds=1)
 HUNGRY_PERIOD = timedelta(milliseconds=50)
 """How soon to look again after something was announced: there may be more."""
+
+MAKE_UP_REST = timedelta(minutes=1)
+"""How long what endpoints missed rests after it could not be looked up in time."""
 
 _log = logging.getLogger("waybill.sweeper")
 
@@ -56,6 +62,8 @@ class Sweeper:
         self._database = database
         self._ledger = ledger
         self._outbox = outbox
+        self._delivery_log = DeliveryLog()
+        self._make_up_at = 0.0
         self._direct = direct
         self._publisher = Publisher(app)
         self._stopping = threading.Event()
@@ -108,6 +116,8 @@ class Sweeper:
             if self._direct is not None:
                 self._direct.deliver()
             raise
+        finally:
+            self._make_up()
 
     def _sweep(self) -> int:
         with self._database.transaction(Step.WAKE) as connection:
@@ -129,6 +139,18 @@ class Sweeper:
                 waiting = self._outbox.due(connection, room * CHUNK)
             self._announce(DELIVER, DELIVERIES_QUEUE, waiting)
         return announced
+
+    def _make_up(self) -> None:
+        """Go on with what endpoints missed, mostly nothing; jobs do not wait for it at each sweep."""
+        if time.monotonic() < self._make_up_at:
+            return
+        try:
+            with self._database.transaction(Step.RECOVER) as connection:
+                rest = timedelta(0) if self._delivery_log.make_up(connection) else PERIOD
+        except Contention as error:
+            _log.warning("what callback endpoints missed waits", extra={"reason": str(error)})
+            rest = MAKE_UP_REST
+        self._make_up_at = time.monotonic() + rest.total_seconds()
 
     def _announce(self, task: str, queue: str, ids: list[UUID]) -> int:
         step = Step.REANNOUNCE_JOBS if task == APPLY else Step.REANNOUNCE_DELIVERIES

@@ -147,7 +147,7 @@ class Feed:
         self._lock = threading.Lock()
         self._followers: set[Follower] = set()
         self._live: dict[Subscription, Interest] = {}
-        self._joining: dict[Subscription, asyncio.Future[int]] = {}
+        self._joining: dict[Subscription, asyncio.Future[None]] = {}
         self._read_up_to = 0
         self._is_behind = False
         self.is_closed = False
@@ -173,7 +173,8 @@ class Feed:
         with self._lock:
             joining, self._joining = self._joining, {}
         for future in joining.values():
-            future.cancel()
+            if not future.done():
+                future.set_result(None)
         for follower in self._followers:
             follower.end()
 
@@ -186,9 +187,9 @@ class Feed:
             Transient: The database is away or busy.
         """
         if subscription.live_from is None:
-            subscription.live_from = await self._join(subscription)
+            await self._join(subscription)
         until = subscription.live_from
-        if subscription.is_told:
+        if until is None or subscription.is_told:  # it fell back again meanwhile, or the process stops
             return []
         async with self._pages:
             if subscription.after is None:
@@ -202,14 +203,14 @@ class Feed:
                 subscription.after = page[-1].sequence if len(page) == PAGE else window
         return page
 
-    async def _join(self, subscription: Subscription) -> int:
-        """Take part in the common reading; the sequence after which it does."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async def _join(self, subscription: Subscription) -> None:
+        """Take part in the common reading."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._joining[subscription] = future
         self.on_arrival()
         try:
-            return await future
+            await future
         finally:
             with self._lock:
                 self._joining.pop(subscription, None)
@@ -255,9 +256,10 @@ class Feed:
         is_cut = len(jobs) == _MOST_READ_AT_ONCE
         self._read_up_to = jobs[-1].sequence if is_cut else settled
         self._is_behind = is_cut or self._horizon.is_behind
-        return (lambda: self._hand_out(joining, began_at, jobs)) if joining or jobs else None
+        up_to = self._read_up_to
+        return (lambda: self._hand_out(joining, began_at, up_to, jobs)) if joining or jobs else None
 
-    def _put_back(self, joining: dict[Subscription, "asyncio.Future[int]"]) -> None:
+    def _put_back(self, joining: dict[Subscription, "asyncio.Future[None]"]) -> None:
         """The reading failed: they join at the next one."""
         with self._lock:
             for subscription, future in joining.items():
@@ -266,17 +268,18 @@ class Feed:
                     self._joining[subscription] = future
 
     def _hand_out(
-        self, joining: dict[Subscription, "asyncio.Future[int]"], began_at: int, jobs: list[Job]
+        self, joining: dict[Subscription, "asyncio.Future[None]"], began_at: int, up_to: int, jobs: list[Job]
     ) -> None:
+        """Give ``jobs`` to those who followed before; to who joins, all of it up to ``up_to`` is the past."""
         for subscription, future in joining.items():
             if future.done():  # it left meanwhile
                 with self._lock:
                     self._live.pop(subscription, None)
             else:
-                subscription.live_from = began_at
+                subscription.live_from = up_to
                 if subscription.after == _FROM_NOW:
                     subscription.after = began_at
-                future.set_result(began_at)
+                future.set_result(None)
         if jobs:
             for follower in tuple(self._followers):
                 follower.offer(jobs)

@@ -37,26 +37,48 @@ class Waiters:
             job: As it was last seen.
             seconds: How long, at most.
             after: Given: come back at any change of it.
-        """
-        if job.is_done or seconds <= 0 or self.is_closed or len(self._watches) >= MAX_WAITERS:
-            return job
-        deadline = time.monotonic() + seconds
-        with self._watches.following(job.id, job.sequence) as watch:
-            while (left := deadline - time.monotonic()) > 0 and not self.is_closed:
-                steps = await watch.next(left)
-                if steps and (steps[-1].is_done or after is not None):
-                    return steps[-1]
-        return await self._read(job.id) or job
 
-    async def wait_all(self, jobs: Iterable[Job], seconds: float) -> dict[UUID, Job]:
-        """All of ``jobs`` as they stand once every one is final, or after ``seconds``."""
-        standing = await asyncio.gather(*(self.wait(job, seconds) for job in jobs))
+        Raises:
+            DatabaseUnavailable: It did not come in time, and cannot be read.
+        """
+        if self._is_vain(job, seconds):
+            return job
+        last, is_it = await self._follow(job, seconds, is_any_enough=after is not None)
+        return last if is_it else await self._read(job.id) or last
+
+    async def outcome(self, job: Job, seconds: float) -> Job:
+        """``job``, just accepted, once it is final; after ``seconds`` as it was last seen.
+
+        Reads nothing: that it is accepted must be said whatever is away by then.
+        """
+        if self._is_vain(job, seconds):
+            return job
+        last, _ = await self._follow(job, seconds)
+        return last
+
+    async def outcomes(self, jobs: Iterable[Job], seconds: float) -> dict[UUID, Job]:
+        """All of ``jobs`` once every one is final; after ``seconds`` as they were last seen."""
+        standing = await asyncio.gather(*(self.outcome(job, seconds) for job in jobs))
         return {job.id: job for job in standing}
 
     async def next_change(self, seconds: float) -> None:
         """Come back when any job changed, or after ``seconds``, or a second at most."""
         if not self.is_closed and seconds > 0:
             await self._any_change.wait(min(seconds, _ANY_CHANGE_SECONDS))
+
+    def _is_vain(self, job: Job, seconds: float) -> bool:
+        return job.is_done or seconds <= 0 or self.is_closed or len(self._watches) >= MAX_WAITERS
+
+    async def _follow(self, job: Job, seconds: float, *, is_any_enough: bool = False) -> tuple[Job, bool]:
+        """The last that came, and whether it is what was waited for."""
+        deadline = time.monotonic() + seconds
+        with self._watches.following(job.id, job.sequence) as watch:
+            while (left := deadline - time.monotonic()) > 0 and not self.is_closed:
+                if steps := await watch.next(left):
+                    job = steps[-1]
+                    if job.is_done or is_any_enough:
+                        return job, True
+        return job, False
 
     @property
     def is_closed(self) -> bool:

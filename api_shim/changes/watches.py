@@ -145,9 +145,11 @@ class Watches:
         wanted = list(seen.items())
         for start in range(0, len(wanted), _READ_AT_ONCE):
             found |= self._history.since(connection, dict(wanted[start : start + _READ_AT_ONCE]))
-        return (lambda: self._hand_out(found)) if found else None
+        return (lambda: self._hand_out(seen, found)) if found else None
 
-    def _hand_out(self, found: dict[UUID, list[Job]]) -> None:
+    def _hand_out(self, since: dict[UUID, int], found: dict[UUID, list[Job]]) -> None:
         for job_id, steps in found.items():
             for watch in tuple(self._by_job.get(job_id, ())):
-                watch.offer(steps)
+                # Who has seen less came after this reading, which lacks what they miss: theirs is the next.
+                if watch.seen >= since[job_id]:
+                    watch.offer(steps)

@@ -19,17 +19,17 @@ from api_shim.web.http import JSON, Header, Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
 from models import strict_json
+from models.capacity import Capacity
 from models.errors import Detail, Invalid, NotFound, Refusal
 from models.ids import parse_id
 from models.intake import Intake, Receipt
 from models.job import Operation, Submission, to_json
 from models.registry import Registry
 from models.schema import Schema, refusal
+from models.service import MAX_SECRETS
 from models.target import aim
 
 MAX_OPERATIONS = 1000
-MAX_SECRETS = 20
-"""Writes on resources with secrets: a password takes as long to hash as a thousand rows to store."""
 MAX_BULK_BYTES = 8 * 1024 * 1024
 _WRITES = (Operation.CREATE, Operation.REPLACE, Operation.PATCH, Operation.DELETE)
 _LONGEST_KEY = 240
@@ -64,6 +64,7 @@ class Bulk:
         waiters: Wait for the outcomes where the caller likes to.
         threads: Where a bulk is read and taken in: it would hold up everybody else on the event loop.
         fingerprint_key: Keys the digests that idempotency keys are compared by.
+        capacity: Told of how many there were.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Bulk:
         waiters: Waiters,
         threads: Threads,
         fingerprint_key: bytes,
+        capacity: Capacity,
     ) -> None:
         self._registry = registry
         self._intake = intake
@@ -81,6 +83,7 @@ class Bulk:
         self._waiters = waiters
         self._threads = threads
         self._fingerprint_key = fingerprint_key
+        self._capacity = capacity
 
     async def submit(self, request: Request) -> Response:
         """202 with a job for each operation, or the problem that it is refused with, in its place."""
@@ -101,7 +104,7 @@ class Bulk:
             headers.append((b"idempotent-replayed", b"true"))
         jobs = {receipt.job.id: receipt.job for receipt in receipts}
         if wants.wait_seconds is not None:
-            jobs = await self._waiters.wait_all(jobs.values(), wants.wait_seconds)
+            jobs = await self._waiters.outcomes(jobs.values(), wants.wait_seconds)
             headers.append((b"preference-applied", b"wait=%d" % wants.wait_seconds))
         places = [
             {"index": place, "error": answer.problem(request.id)}
@@ -133,6 +136,7 @@ class Bulk:
                 answers.append(None)
             except Refusal as refused:
                 answers.append(refused)
+        self._capacity.count(len(submissions) - 1)  # one of them was, before the body was read
         accepted = self._intake.accept(submissions) if submissions else []
         self._announcer.jobs(fresh_jobs(accepted))
         remaining = iter(accepted)

@@ -57,7 +57,10 @@ class Recovery(Schema):
 class Recovered(Schema):
     """What a recovery set going."""
 
-    recovered: int = Field(description="callbacks that are sent (again) because of it")
+    recovered: int = Field(
+        description="callbacks that are sent (again) because of it, up to 10,000 that had failed and as many "
+        "that were missed; the rest of what was missed follows by itself"
+    )
 
 
 class Deliveries:
@@ -126,7 +129,7 @@ class Deliveries:
 
     def _recover(self, owner_id: UUID, identifier: UUID, since: datetime | None) -> int:
         with self._database.transaction(Step.RECOVER) as connection:
-            endpoint = self._endpoints.enable(connection, owner_id, identifier)
+            endpoint = self._endpoints.enable(connection, owner_id, identifier, since)
             return self._log.recover(connection, endpoint, since)
 
     def routes(self) -> Iterator[Route]:

@@ -24,7 +24,8 @@ from models.errors import Conflict, NotFound
 from models.identity.principals import Action, Principal, Reach, permission_needed, reach_of
 from models.job import to_json
 from models.ledger import Ledger
-from models.page_query import PageQuery, place_value
+from models.list_place import place_value
+from models.page_query import PageQuery
 from models.registry import Registry, Resource
 
 
@@ -88,7 +89,7 @@ class Reads:
             wait = request_headers.wait_seconds(request.listed_header(b"prefer"))
             view = await self._at_least(place, principal, minimum, wait or 0)
         if view is None:
-            raise NotFound(f"There is no {resource.type.singular} {place.id}")
+            raise resource.service.absent()
         if not resource.type.has_version:
             return json_response(200, view.document, (_PRIVATE,))
         tag = (b"etag", b'"%d"' % view.version)
@@ -101,9 +102,12 @@ class Reads:
         if view is None or view.parent_id != place.parent_id:
             return None
         owner = {"owner_id": view.owner_id}
-        if place.resource.parent is not None:  # the parent's owner is the part's
-            place.resource.parent.service.authorize(principal, Action.READ, owner)
-        place.resource.service.authorize(principal, Action.READ, owner)
+        try:
+            if place.resource.parent is not None:  # the parent's owner is the part's
+                place.resource.parent.service.authorize(principal, Action.READ, owner)
+            place.resource.service.authorize(principal, Action.READ, owner)
+        except NotFound:  # of a hidden parent, in words that would tell that its part is there
+            return None
         return view
 
     async def _at_least(self, place: Place, principal: Principal, minimum: int, wait: int) -> View | None:
@@ -149,7 +153,7 @@ class Reads:
         if resource.parent is not None and asked.parent_id is not None:
             parent = await self._visible(Place(resource.parent, asked.parent_id, None), principal)
             if parent is None:
-                raise NotFound(f"There is no {resource.parent.type.singular} {asked.parent_id}")
+                raise resource.parent.service.absent()
         page: Page = await self._threads.call(self._views.page, resource, asked)
         next_cursor = None
         if page.last is not None:
@@ -168,7 +172,7 @@ class Reads:
             value, identifier = self._cursors.read(
                 _question(resource, request, principal), given["cursor"], length=2
             )
-            after = (place_value(resource.type, column, value), UUID(identifier))
+            after = (place_value(resource.type.table.columns[column].type, value), UUID(identifier))
         return PageQuery(
             limit=query.limit(given),
             sort=column,

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from api_shim.web import request_headers
 from api_shim.web.http import JSON, MERGE_PATCH, Request
-from models.errors import NotFound
 from models.ids import new_id, parse_id
 from models.job import Door, Operation, Priority, Submission
 from models.registry import Resource
@@ -110,7 +109,7 @@ def instance_id(request: Request, resource: Resource) -> UUID:
     """
     found = parse_id(request.parameters["id" if resource.parent is None else "partId"])
     if found is None:
-        raise NotFound(f"There is no such {resource.type.singular}")
+        raise resource.service.absent()
     return found
 
 

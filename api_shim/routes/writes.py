@@ -66,7 +66,7 @@ class Writes:
         if wish.wait_seconds is None:
             return outcomes.accepted(job, headers)
         headers.append((b"preference-applied", b"wait=%d" % wish.wait_seconds))
-        job = await self._waiters.wait(job, wish.wait_seconds)
+        job = await self._waiters.outcome(job, wish.wait_seconds)
         if job.is_done:
             return outcomes.outcome(job, outcomes.place_of(job, self._registry), request.id, headers)
         return outcomes.accepted(job, headers)

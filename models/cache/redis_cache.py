@@ -2,14 +2,16 @@
 
 Under one key stands one of::
 
-    =<version>:<payload>   an entry
-    ?<token>               a lease: a reader is fetching the truth, to fill it in
-    !<token>               a mark: a writer is about to commit, or has just done so
+    =<version>:<payload>      an entry
+    ?<token>                  a lease: a reader is fetching the truth, to fill it in
+    !<token>@<ends>!<token>…  marks: of writers who are about to commit, or have just done so
 
 Every step is a compare-and-set on what stands there, so no order of steps leaves an old entry behind:
-a lease does not outlive a mark, and only its own writer turns a mark into an entry. The scheme is that
-of memcache leases (Nishtala et al., Scaling Memcache at Facebook, NSDI 2013, section 3.2.1). What is
-left: a commit that takes longer than :data:`MARK_SECONDS` *and* whose worker dies before it settles.
+a lease does not outlive a mark, and only its own writer turns a mark into an entry. Writers of an instance
+follow each other in its lane, so a mark replaces the one before. A list is changed by many at a time: it
+stays marked until each has settled, or his mark has ended. The scheme is that of memcache leases (Nishtala
+et al., Scaling Memcache at Facebook, NSDI 2013, section 3.2.1). What is left: a commit that takes longer
+than :data:`MARK_SECONDS` *and* whose worker dies before it settles.
 """
 
 import logging
@@ -72,32 +74,69 @@ local generation = string.sub(standing, 4)
 return {generation, redis.call('GET', ARGV[3] .. generation .. ':' .. ARGV[4])}
 """
 
-_MARK = """
-for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1], 'PX', ARGV[2]) end
+# The marks under a key that have not ended, but for one; and in how many milliseconds the last of them does.
+_MARKS = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function marks_but(key, token)
+    local left, last = '', now
+    if redis.call('GETRANGE', key, 0, 0) == '!' then
+        for mark, ends in string.gmatch(redis.call('GET', key), '(!%x+)@(%d+)') do
+            if mark ~= token and tonumber(ends) > now then
+                left, last = left .. mark .. '@' .. ends, math.max(last, ends)
+            end
+        end
+    end
+    return left, last - now
+end
 """
 
-# Another's mark stays: its writer commits later, and settles. An entry or a lease that came over an
-# expired mark goes, unless it is newer. Where nothing stands nobody has been misled.
-_SETTLE = """
+_MARK = (
+    _MARKS
+    + """
+local mark = ARGV[1] .. '@' .. string.format('%.0f', now + ARGV[2])
+for i, key in ipairs(KEYS) do
+    local others = i > tonumber(ARGV[3]) and marks_but(key, '') or ''
+    redis.call('SET', key, others .. mark, 'PX', ARGV[2])
+end
+"""
+)
+
+# Others' marks stay: their writers commit later, and settle. A lease goes, and an entry that came over an
+# expired mark, unless it is newer. Over a lease nothing is set: who came later may have settled already.
+# Where nothing stands nobody has been misled.
+_SETTLE = (
+    _MARKS
+    + """
 for i, key in ipairs(KEYS) do
     local standing, over, entry = redis.call('GET', key), tonumber(ARGV[1 + 2 * i]), ARGV[2 + 2 * i]
     local kind = standing and string.sub(standing, 1, 1)
-    local is_ours = standing == ARGV[1] or kind == '?'
+    local others, life = marks_but(key, ARGV[1])
+    local is_ours = kind == '!' and string.find(standing, ARGV[1] .. '@', 1, true)
     if kind == '=' then
         is_ours = tonumber(string.sub(standing, 2, string.find(standing, ':', 2, true) - 1)) < over
     end
-    if is_ours then
+    if others ~= '' then
+        redis.call('SET', key, others, 'PX', life)
+    elseif kind == '?' then
+        redis.call('UNLINK', key)
+    elseif is_ours then
         if entry == '' then redis.call('UNLINK', key) else redis.call('SET', key, entry, 'PX', ARGV[2]) end
     end
 end
 """
+)
 
-_FORGET = """
+_FORGET = (
+    _MARKS
+    + """
 for i, key in ipairs(KEYS) do
-    local standing = redis.call('GETRANGE', key, 0, 20)
-    if string.sub(standing, 1, 1) ~= '!' or standing == ARGV[i] then redis.call('UNLINK', key) end
+    local others, life = marks_but(key, ARGV[i])
+    if others == '' then redis.call('UNLINK', key) else redis.call('SET', key, others, 'PX', life) end
 end
 """
+)
 
 
 class RedisCache:
@@ -171,7 +210,7 @@ class RedisCache:
         if not ones and not many:
             return Mark(token)
         try:
-            self._run(self._mark, [*ones, *many], [token, MARK_SECONDS * 1000])
+            self._run(self._mark, [*ones, *many], [token, int(MARK_SECONDS * 1000), len(ones)])
         except RedisAway:
             return Mark(token, ones, many)
         return Mark(token, ones, many, is_set=True)
@@ -201,13 +240,14 @@ class RedisCache:
 
     def forget_all(self) -> None:
         """See :class:`~models.cache.cache.Cache`."""
-        self._owes_all = True
+        with self._lock:
+            self._owes_all = True
         self._owe({})
 
     def _owe(self, marked: Mapping[str, str]) -> None:
         """Note keys, with the marks that a silent Redis may still set: it does late what it was told."""
         with self._lock:
-            self._debts.update((key, token or self._debts.get(key, "")) for key, token in marked.items())
+            self._debts = _merged(self._debts, marked)
             if len(self._debts) > MAX_DEBTS:
                 self._debts, self._owes_all = {}, True
             if self._paying is None or not self._paying.is_alive():
@@ -222,6 +262,7 @@ class RedisCache:
                 if not debts and not owes_all:
                     self._paying = None
                     return
+                self._debts, self._owes_all = {}, False  # what is owed from now on is owed once more
             try:
                 if owes_all:
                     self._client.ask(self._forget_every)
@@ -229,13 +270,12 @@ class RedisCache:
                     part = debts[start : start + 1000]
                     self._run(self._forget, [key for key, _ in part], [token for _, token in part])
             except RedisAway:
+                with self._lock:
+                    self._debts = _merged(dict(debts), self._debts)
+                    self._owes_all = self._owes_all or owes_all
                 if self._is_closing.wait(REST_SECONDS / 4):
                     _log.warning("cache entries may be old", extra={"keys": len(debts), "all": owes_all})
                     return
-                continue
-            with self._lock:
-                self._debts = dict(self._debts.items() - debts)
-                self._owes_all = self._owes_all and not owes_all
 
     def _forget_every(self, redis: Redis) -> None:
         for pattern in (f"{_SLOT}one:*", f"{_SLOT}list:*"):
@@ -264,6 +304,12 @@ class RedisCache:
         except RedisAway:
             return False
         return True
+
+
+def _merged(debts: dict[str, str], later: Mapping[str, str]) -> dict[str, str]:
+    """``debts`` with what came later; a mark is not forgotten for one that has none."""
+    debts.update((key, token or debts.get(key, "")) for key, token in later.items())
+    return debts
 
 
 def entry_key(resource: str, identifier: object) -> str:

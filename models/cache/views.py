@@ -19,8 +19,10 @@ from models.cache.cache import Cache, Entry, Look, Mark
 from models.cache.notices import tell
 from models.cache.redis_cache import entry_key, list_key
 from models.database import Database
+from models.errors import Invalid
 from models.failpoints import Step
-from models.page_query import PageQuery, place_text
+from models.list_place import LongText, place_text
+from models.page_query import PageQuery
 from models.registry import Registry, Resource
 from models.resource_type import ResourceType
 from models.service import Row
@@ -172,6 +174,8 @@ class Views:
         """One page of a list.
 
         Raises:
+            Invalid: It begins after an item whose long text was changed or deleted meanwhile; or ends at one
+                that has nothing to sort by, though such columns ought never to be null.
             DatabaseUnavailable: It is not kept, and the database is away.
         """
         kind = resource.type
@@ -193,11 +197,17 @@ class Views:
 
     def _read_page(self, resource: Resource, query: PageQuery) -> Page:
         with self._database.snapshot() as connection:
+            query = _with_its_text(connection, resource, query)
             rows = resource.repository.page(connection, replace(query, limit=query.limit + 1))
         last = None
         if len(rows) > query.limit:  # one more than the page: a next one is known of
             rows.pop()
-            last = (place_text(rows[-1][query.sort]), str(rows[-1]["id"]))
+            kind, value = resource.type.table.columns[query.sort].type, rows[-1][query.sort]
+            if value is None:
+                raise Invalid(
+                    f"Not every {resource.type.singular} has what this list is sorted by: sort by another"
+                )
+            last = (place_text(kind, value), str(rows[-1]["id"]))
         return Page(b",".join(resource.service.seen(row) for row in rows), last)
 
     # ---- changing ------------------------------------------------------------------------
@@ -230,6 +240,21 @@ class Views:
             },
         )
         failpoints.after(step)
+
+
+def _with_its_text(connection: Connection, resource: Resource, query: PageQuery) -> PageQuery:
+    """The query with the sort value that was too long for its cursor, where it was.
+
+    Raises:
+        Invalid: The item that the page before ended at has it no longer: nobody knows where that was.
+    """
+    if query.after is None or not isinstance(query.after[0], LongText):
+        return query
+    wanted, last = query.after
+    row = resource.repository.load_many(connection, [last]).get(last)
+    if row is None or not wanted.is_of(row[query.sort]):
+        raise Invalid("What the page before ended at was changed or deleted: begin without the cursor")
+    return replace(query, after=(row[query.sort], last))
 
 
 def view_of(resource: Resource, row: Row) -> View:

@@ -8,27 +8,21 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, exc
 
-from models import merge_patch
+from models.dead_letters.edits import Edit
 from models.dead_letters.letters import OpenedLetter
 from models.errors import (
     Conflict,
-    Detail,
     Forbidden,
     Gone,
     Invalid,
-    NotFound,
-    PayloadTooLarge,
     PreconditionFailed,
     Refusal,
 )
 from models.identity.principals import Action, Principal
-from models.job import Operation, to_json
+from models.job import Operation
 from models.registry import Registry, Resource
 from models.repository import as_refusal
 from models.service import Change, Effect, Work
-
-MAX_PAYLOAD_BYTES = 256 * 1024
-_WITHOUT_DATA = (Operation.DELETE, Operation.READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +107,7 @@ class Judge:
         self,
         connection: Connection,
         letter: OpenedLetter,
-        patch: Mapping[str, Any] | None,
+        edit: Edit | None,
         principal: Principal | None,
         now: datetime,
         *,
@@ -124,28 +118,29 @@ class Judge:
         Args:
             connection: The caller's transaction.
             letter: Picked up in it.
-            patch: Merge patch of the job's data.
+            edit: Of the job's data. Sealing the secrets in it may take long.
             principal: Whose job it is, as that user stands now; None: disabled or gone.
             now: The database's time.
             waits: Whether other jobs are ahead of it.
 
         Raises:
-            Refusal: It cannot be redriven at all, or not so: it is not dead, or the patch is impossible.
+            Refusal: It cannot be redriven at all, or not so: it is not dead, or the edit is impossible.
         """
         _check(letter)
         if letter.job.resource not in self._registry:
             raise Conflict(f"The resource {letter.job.resource} is not served any more")
         resource = self._registry[letter.job.resource]
         payload = letter.payload.encode() if letter.payload is not None else None
-        is_edited = patch is not None
-        if patch is not None:
-            payload = _edited(resource, letter, patch)
+        if edit is not None:
+            payload = edit.applied(resource, letter)
         foreseen: Change | Refusal | Fault | None
         if principal is None:
             foreseen = Forbidden("The user who asked for this is disabled or gone")
         else:
             foreseen = self._try_out(connection, resource, letter, payload, principal, now)
-        return Prospect(letter=letter, payload=payload, is_edited=is_edited, foreseen=foreseen, waits=waits)
+        return Prospect(
+            letter=letter, payload=payload, is_edited=edit is not None, foreseen=foreseen, waits=waits
+        )
 
     def _try_out(
         self,
@@ -161,7 +156,7 @@ class Judge:
         current = repository.load_many(connection, [identifier]).get(identifier)
         if letter.kills_workers:  # the resource's own rules may be what kills: they must not run here
             if operation is not Operation.CREATE and current is None:
-                return NotFound(f"There is no {resource.type.singular} {identifier}")
+                return resource.service.absent()
             version = current["version"] if current is not None else 0
             if letter.if_match is not None and current is not None and letter.if_match != version:
                 return PreconditionFailed(
@@ -173,7 +168,7 @@ class Judge:
             parent_id = letter.job.parent_id
             parent = resource.parent.repository.load_many(connection, [parent_id]).get(parent_id)
             if parent is None:
-                return NotFound(f"There is no {resource.parent.type.singular} {parent_id}")
+                return resource.parent.service.absent()
             try:
                 resource.parent.service.authorize(principal, Action.READ, parent)
             except Refusal as refusal:
@@ -234,23 +229,3 @@ def _check(letter: OpenedLetter) -> None:
         raise Conflict("The job was discarded")
     if letter.has_expired:
         raise Gone("The job's expiresAt has passed: it may not be applied any more")
-
-
-def _edited(resource: Resource, letter: OpenedLetter, patch: Mapping[str, Any]) -> bytes:
-    """The job's data with ``patch`` applied, as its operation takes it today.
-
-    Raises:
-        Invalid: The operation has no data, or the result does not fit its schema.
-        PayloadTooLarge: The result is over the limit of a body.
-    """
-    operation = letter.job.operation
-    if operation in _WITHOUT_DATA:
-        raise Invalid(f"A {operation} has no data to patch", details=[Detail("patch", "must be left out")])
-    merged = merge_patch.apply(orjson.loads(letter.payload or "{}"), dict(patch))
-    body = to_json(merged)
-    if len(body) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(f"The patched data is over {MAX_PAYLOAD_BYTES} bytes")
-    if "id" in merged:
-        raise Invalid("A redrive cannot change the id", details=[Detail("patch.id", "must be left out")])
-    admitted = resource.service.admit(operation, body)
-    return admitted.payload or body

@@ -9,14 +9,15 @@ from sqlalchemy import Connection
 
 from models.audit import Actor, AuditEntry, AuditOutcome, AuditTrail
 from models.database import Database
+from models.dead_letters.edits import Edit
 from models.dead_letters.judging import Judge, Prospect
-from models.dead_letters.letters import DeadLetters
+from models.dead_letters.letters import DeadLetters, OpenedLetter
 from models.errors import Conflict, NotFound, Refusal
 from models.failpoints import Step
 from models.identity.users import Users
 from models.job import Job
 from models.ledger import Ledger
-from models.registry import Registry
+from models.registry import Registry, Resource
 
 REDRIVE, DISCARD = "redrive", "discard"
 
@@ -53,6 +54,7 @@ class Redriver:
     def __init__(self, database: Database, ledger: Ledger, registry: Registry, users: Users) -> None:
         self._database = database
         self._ledger = ledger
+        self._registry = registry
         self._users = users
         self._judge = Judge(registry)
         self._letters = DeadLetters()
@@ -61,15 +63,19 @@ class Redriver:
     def redrive(self, job_ids: Sequence[UUID], order: RedriveOrder, actor: Actor) -> list[Answer]:
         """Redrive ``job_ids`` in one transaction, or foresee it; an answer for each, in its place.
 
-        One that is refused refuses only itself. Announce the jobs among the answers.
+        One that is refused refuses only itself. Announce the jobs among the answers. Takes seconds where
+        the patch brings secrets to many: keep it off the event loop.
         """
+        edit = Edit(order.patch) if order.patch is not None else None
         with self._database.transaction(Step.REDRIVE) as connection:
-            answers = self._judged(connection, job_ids, order)
+            letters = self._letters.pick_up(connection, job_ids)
+            answers = self._judged(connection, job_ids, letters, order, edit)
             if not order.dry_run:
                 answers = self._revived(connection, answers)
-            entries = [
-                _entry(job_id, order, answer, actor) for job_id, answer in zip(job_ids, answers, strict=True)
-            ]
+            entries = []
+            for job_id, answer in zip(job_ids, answers, strict=True):
+                patch = edit.recorded(self._resource_of(letters.get(job_id))) if edit is not None else None
+                entries.append(_entry(job_id, order, patch, answer, actor))
             self._audit.write(connection, actor, entries)
         return answers
 
@@ -115,8 +121,14 @@ class Redriver:
 
     # ---- in the transaction --------------------------------------------------------------
 
-    def _judged(self, connection: Connection, job_ids: Sequence[UUID], order: RedriveOrder) -> list[Answer]:
-        letters = self._letters.pick_up(connection, job_ids)
+    def _judged(
+        self,
+        connection: Connection,
+        job_ids: Sequence[UUID],
+        letters: Mapping[UUID, OpenedLetter],
+        order: RedriveOrder,
+        edit: Edit | None,
+    ) -> list[Answer]:
         now = self._ledger.clock(connection)
         busy = self._ledger.lanes_in_use(connection, [one.lane for one in letters.values()])
         owners = list({one.job.principal_id for one in letters.values()})
@@ -130,7 +142,7 @@ class Redriver:
                 prospect = self._judge.judge(
                     connection,
                     letter,
-                    order.patch,
+                    edit,
                     principals.get(letter.job.principal_id),
                     now,
                     waits=letter.lane in busy,
@@ -156,11 +168,18 @@ class Redriver:
         jobs = self._ledger.find(connection, list(redrives))
         return [jobs[one.letter.job.id] if isinstance(one, Prospect) else one for one in answers]
 
+    def _resource_of(self, letter: OpenedLetter | None) -> Resource | None:
+        if letter is None or letter.job.resource not in self._registry:
+            return None
+        return self._registry[letter.job.resource]
 
-def _entry(job_id: UUID, order: RedriveOrder, answer: Answer, actor: Actor) -> AuditEntry:
+
+def _entry(
+    job_id: UUID, order: RedriveOrder, patch: Mapping[str, Any] | None, answer: Answer, actor: Actor
+) -> AuditEntry:
     detail: dict[str, Any] = {"dryRun": order.dry_run}
-    if order.patch is not None:
-        detail["patch"] = order.patch
+    if patch is not None:
+        detail["patch"] = patch
     error = None
     match answer:
         case Job() as job:

@@ -1,5 +1,17 @@
-"""What became of an endpoint's deliveries, and sending them once more. Claims and sends nothing."""
+"""What became of an endpoint's deliveries, and sending them once more, or what it missed. Claims nothing.
 
+What an endpoint missed while it was disabled is made up for in steps, by its recovery and by the sweep
+after that::
+
+    missed_since  awaited_xid
+    null          null         it is owed nothing
+    a time        null         each step writes what is found, until one finds less than it may write
+    a time        an id        what could be seen is written. Whoever has a transaction older than this may
+                               have seen the endpoint disabled, and not committed yet: once they have ended,
+                               steps go on until one finds less than it may write, which is the last
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,10 +23,10 @@ from models.deliveries.endpoints import CallbackEndpoint
 from models.errors import Conflict, NotFound
 
 RECOVERED_AT_ONCE = 10_000
-"""Deliveries that one recovery renews, and outcomes missed that it makes up for, at most."""
+"""Deliveries that one recovery renews, and outcomes missed that one step makes up for, at most."""
 
 _SPREAD = timedelta(seconds=10)
-"""Over how long a recovery is spread, so that the receiver is not hit by all of it at once."""
+"""Over how long such a step is spread, so that the receiver is not hit by all of it at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,28 +91,60 @@ class DeliveryLog:
         return LoggedDelivery(**row._mapping)
 
     def recover(self, connection: Connection, endpoint: CallbackEndpoint, since: datetime | None) -> int:
-        """Renew what was given up since then, and make up for what was missed while it was disabled.
+        """Renew what was given up since then, and begin to make up for what it missed while it was disabled.
 
         Args:
             connection: The caller's transaction, which enabled it.
-            endpoint: As it stood before it was enabled again.
-            since: Outcomes from this time on; None: from the beginning.
+            endpoint: As it stands now that it is enabled.
+            since: Deliveries from this time on; None: from the beginning.
 
         Returns:
-            How many deliveries are due because of it; at most twice :data:`RECOVERED_AT_ONCE`.
+            How many deliveries are due because of it; at most twice :data:`RECOVERED_AT_ONCE`. More that
+            was missed follows by :meth:`make_up`.
         """
-        parameters: dict[str, Any] = {
+        parameters = {
             "endpoint_id": endpoint.id,
             "since": since,
             "limit": RECOVERED_AT_ONCE,
             "spread": _SPREAD,
         }
         renewed = connection.execute(_RENEW, parameters).rowcount
-        if endpoint.disabled_at is None or not endpoint.events:
+        if endpoint.missed_since is None:
             return renewed
-        from_then = endpoint.disabled_at if since is None else max(since, endpoint.disabled_at)
-        parameters |= {"owner_id": endpoint.owner_id, "events": list(endpoint.events), "since": from_then}
-        return renewed + connection.execute(_MAKE_UP, parameters).rowcount
+        missed = (endpoint.id, endpoint.owner_id, endpoint.events, endpoint.missed_since)
+        return renewed + self._make_up(connection, *missed)
+
+    def make_up(self, connection: Connection) -> int:
+        """Go on with what one of the endpoints missed; how many deliveries are due because of it.
+
+        One that somebody else is at, or that is disabled again, is passed over.
+        """
+        missed = connection.execute(_LOCK_ONE_THAT_MISSED).one_or_none()
+        if missed is None:
+            return 0
+        made_up = self._make_up(connection, *missed)
+        if made_up < RECOVERED_AT_ONCE:
+            connection.execute(_END_OR_AWAIT, {"id": missed[0]})
+        return made_up
+
+    def _make_up(
+        self,
+        connection: Connection,
+        endpoint_id: UUID,
+        owner_id: UUID,
+        events: Sequence[str],
+        missed_since: datetime,
+    ) -> int:
+        """Under the lock of the endpoint's row, so that nobody writes the same."""
+        parameters = {
+            "endpoint_id": endpoint_id,
+            "owner_id": owner_id,
+            "events": list(events),
+            "since": missed_since,
+            "limit": RECOVERED_AT_ONCE,
+            "spread": _SPREAD,
+        }
+        return connection.execute(_MAKE_UP, parameters).rowcount
 
 
 _COLUMNS = "id, job_id, state, attempts, response_status, error"
@@ -142,9 +186,32 @@ _MAKE_UP = text("""
 INSERT INTO deliveries (id, kind, job_id, sequences, endpoint_id, announce_at)
 SELECT waybill_uuid7(), 'callback', j.id, ARRAY[t.sequence], :endpoint_id, now() + random() * :spread
 FROM jobs AS j JOIN job_events AS t ON t.job_id = j.id
-WHERE j.principal_id = :owner_id AND t.at >= :since AND 'job.' || t.state = ANY(:events)
+WHERE j.principal_id = :owner_id
+  AND (j.finished_at IS NULL OR j.finished_at >= :since - interval '1 minute')  -- the same moment, all but
+  AND t.at >= :since AND 'job.' || t.state = ANY(:events)
+  AND (t.detail IS NULL OR NOT t.detail ? 'discarded')
   AND NOT EXISTS (
     SELECT 1 FROM deliveries AS d
     WHERE d.job_id = j.id AND d.endpoint_id = :endpoint_id AND d.sequences[1] = t.sequence)
 ORDER BY t.sequence LIMIT :limit
+""")
+
+# In any order, so that none holds up the others.
+_LOCK_ONE_THAT_MISSED = text("""
+SELECT id, owner_id, events, missed_since FROM callback_endpoints
+WHERE missed_since IS NOT NULL AND NOT disabled
+  AND (awaited_xid IS NULL
+       OR awaited_xid <= CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint))
+ORDER BY random() LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+# Who ends a job has locked it before, and so has a transaction id by the time at which it sees whether an
+# endpoint is enabled: whoever saw this one disabled has a lower id than we, who have seen it enabled before
+# we got ours. (The snapshot's xmax would not do: there may be higher ones at work.)
+_END_OR_AWAIT = text("""
+UPDATE callback_endpoints
+SET missed_since = CASE WHEN awaited_xid IS NULL THEN missed_since END,
+    awaited_xid = CASE WHEN awaited_xid IS NULL
+                       THEN CAST(CAST(pg_current_xact_id() AS text) AS bigint) END
+WHERE id = :id
 """)

@@ -36,6 +36,7 @@ class CallbackEndpoint:
 
     Attributes:
         events: Event types that it gets without being named by the job.
+        missed_since: When it began to miss outcomes that it may still have to be told; None: it has none.
     """
 
     id: UUID
@@ -47,6 +48,7 @@ class CallbackEndpoint:
     created_at: datetime
     disabled_at: datetime | None
     disabled_reason: str | None
+    missed_since: datetime | None
 
     def document(self) -> dict[str, Any]:
         """The wire document, without the secret."""
@@ -151,16 +153,29 @@ class CallbackEndpoints:
         }
         return _endpoint(connection.execute(_ROTATE, parameters).one())
 
-    def enable(self, connection: Connection, owner_id: UUID, endpoint_id: UUID) -> CallbackEndpoint:
-        """Send to it again; the endpoint as it stood before.
+    def enable(
+        self, connection: Connection, owner_id: UUID, endpoint_id: UUID, since: datetime | None = None
+    ) -> CallbackEndpoint:
+        """Send to it again, and remember since when it has missed outcomes.
+
+        Args:
+            connection: The caller's transaction.
+            owner_id: Whose it must be.
+            endpoint_id: Which.
+            since: What it missed before this time, while it was disabled, it is not to be told.
 
         Raises:
             NotFound: There is none, or it is somebody else's.
         """
-        connection.execute(_LOCK, {"id": endpoint_id, "owner_id": owner_id})
-        found = self.find(connection, owner_id, endpoint_id)
-        connection.execute(_ENABLE, {"id": endpoint_id})
-        return found
+        parameters = {"id": endpoint_id, "owner_id": owner_id, "since": since}
+        row = connection.execute(_ENABLE, parameters).one_or_none()
+        if row is None:
+            raise NotFound(NO_ENDPOINT)
+        return _endpoint(row)
+
+    def hold_disabled(self, connection: Connection, endpoint_id: UUID) -> bool:
+        """Whether an endpoint is disabled, or gone; nobody enables it before the transaction ends."""
+        return connection.execute(_HOLD, {"id": endpoint_id}).scalar_one_or_none() is not False
 
     def remove(self, connection: Connection, owner_id: UUID, endpoint_id: UUID) -> None:
         """Forget an endpoint.
@@ -198,10 +213,13 @@ def _endpoint(row: Any) -> CallbackEndpoint:
         created_at=row[6],
         disabled_at=row[7],
         disabled_reason=row[8],
+        missed_since=row[9],
     )
 
 
-_COLUMNS = "id, owner_id, url, description, events, disabled, created_at, disabled_at, disabled_reason"
+_COLUMNS = (
+    "id, owner_id, url, description, events, disabled, created_at, disabled_at, disabled_reason, missed_since"
+)
 
 _OWNERS = text(
     "SELECT id, owner_id FROM callback_endpoints WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT disabled"
@@ -235,11 +253,17 @@ SET secret = :secret, previous_secret = :previous, previous_secret_until = now()
 WHERE id = :id RETURNING {_COLUMNS}
 """)
 
-_ENABLE = text("""
+# One that is enabled may be owed something by an earlier recovery: that stays.
+_ENABLE = text(f"""
 UPDATE callback_endpoints
-SET disabled = false, disabled_at = NULL, disabled_reason = NULL, failing_since = NULL
-WHERE id = :id
+SET disabled = false, disabled_at = NULL, disabled_reason = NULL, failing_since = NULL, awaited_xid = NULL,
+    missed_since = CASE WHEN disabled AND disabled_at IS NOT NULL AND events <> '{{}}'
+                        THEN GREATEST(LEAST(missed_since, disabled_at), CAST(:since AS timestamptz))
+                        ELSE missed_since END
+WHERE id = :id AND owner_id = :owner_id RETURNING {_COLUMNS}
 """)
+
+_HOLD = text("SELECT disabled FROM callback_endpoints WHERE id = :id FOR SHARE")
 
 _REMOVE = text("DELETE FROM callback_endpoints WHERE id = :id AND owner_id = :owner_id")
 

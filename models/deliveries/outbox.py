@@ -59,6 +59,7 @@ class Delivery:
         secrets: Of the endpoint, sealed: the present one, and the previous one while it still signs.
         attempts: Made before this one.
         age: Since it was written, or asked for again.
+        renewed_at: When it was last asked for again.
     """
 
     id: UUID
@@ -69,6 +70,7 @@ class Delivery:
     body: bytes | None
     attempts: int
     age: timedelta
+    renewed_at: datetime | None
     now: datetime
     claimed_until: datetime
     reply_to: str | None
@@ -141,37 +143,61 @@ class Outbox:
         return replace(delivery, body=body)
 
     def extend(self, connection: Connection, delivery: Delivery) -> Delivery | None:
-        """Claim ``delivery`` anew just before it is sent; None where somebody else has it by now."""
-        parameters = {"id": delivery.id, "claimed_until": delivery.claimed_until, "claim": CLAIM}
-        claimed_until = connection.execute(_EXTEND, parameters).scalar_one_or_none()
-        return None if claimed_until is None else replace(delivery, claimed_until=claimed_until)
+        """Claim ``delivery`` anew just before it is sent; None where somebody else has it by now.
 
-    def delivered(self, connection: Connection, ids: Sequence[UUID], *, status: int | None = None) -> None:
-        """Settle deliveries that arrived."""
-        connection.execute(_DELIVERED, {"ids": array(ids), "status": status})
+        It may have waited for its turn: the clock, and its endpoint, are read afresh.
+        """
+        row = connection.execute(_EXTEND, {"claim": CLAIM} | _claim_of(delivery)).one_or_none()
+        if row is None:
+            return None
+        return replace(
+            delivery,
+            claimed_until=row.announce_at,
+            age=delivery.age + (row.now - delivery.now),
+            now=row.now,
+            url=row.url,
+            secrets=_secrets(row),
+            is_disabled=row.disabled is not False,
+        )
+
+    def delivered(
+        self, connection: Connection, deliveries: Sequence[Delivery], *, status: int | None = None
+    ) -> None:
+        """Settle deliveries that arrived, whoever has claimed them by now.
+
+        One that was asked for again since its claim is left to be sent again.
+        """
+        sent = to_json([{"id": one.id, "renewed_at": one.renewed_at} for one in deliveries])
+        connection.execute(_DELIVERED, {"sent": sent.decode(), "status": status})
 
     def retry(
-        self, connection: Connection, delivery_id: UUID, *, delay: timedelta, error: str, status: int | None
+        self, connection: Connection, delivery: Delivery, *, delay: timedelta, error: str, status: int | None
     ) -> None:
-        """Put a failed attempt off by ``delay``."""
-        parameters = {"id": delivery_id, "delay": delay, "error": error, "status": status}
-        connection.execute(_RETRY, parameters)
+        """Put a failed attempt off by ``delay``, unless its claim is lost.
+
+        Of ``events`` those are kept that ``delivery`` still names, and its attempts count: some may be told.
+        """
+        parameters = {
+            "attempts": delivery.attempts + 1,
+            "sequences": array(delivery.sequences),
+            "delay": delay,
+            "error": error,
+            "status": status,
+        }
+        connection.execute(_RETRY, parameters | _claim_of(delivery))
 
     def park(self, connection: Connection, deliveries: Sequence[Delivery], until: datetime) -> None:
-        """Put claimed deliveries off until a breaker may be probed, burning no attempt.
+        """Put claimed deliveries off, burning no attempt.
 
         One whose claim ran out, and which somebody else has by now, is left to that one.
         """
         claims = to_json([{"id": one.id, "claimed_until": one.claimed_until} for one in deliveries])
         connection.execute(_PARK, {"claims": claims.decode(), "until": until})
 
-    def rest(self, connection: Connection, delivery_id: UUID, until: datetime) -> None:
-        """Put a delivery off that something of ours keeps from being sent, burning no attempt."""
-        connection.execute(_REST, {"id": delivery_id, "until": until})
-
-    def give_up(self, connection: Connection, delivery_id: UUID, *, error: str, status: int | None) -> None:
-        """Settle a delivery that failed for good."""
-        connection.execute(_GIVE_UP, {"id": delivery_id, "error": error, "status": status})
+    def give_up(self, connection: Connection, delivery: Delivery, *, error: str, status: int | None) -> bool:
+        """Settle a delivery that failed for good; False where its claim is lost, and nothing was settled."""
+        parameters = {"error": error, "status": status} | _claim_of(delivery)
+        return connection.execute(_GIVE_UP, parameters).rowcount == 1
 
     def add_effect(self, connection: Connection, delivery: Delivery, effect: str, failure: str) -> None:
         """Write a further effect of the same job, due at once, and what made it necessary."""
@@ -215,9 +241,11 @@ def _body(kind: DeliveryKind, event: ToldEvent) -> bytes:
     return to_json(message)
 
 
+def _claim_of(delivery: Delivery) -> dict[str, Any]:
+    return {"id": delivery.id, "claimed_until": delivery.claimed_until}
+
+
 def _delivery(row: Any, body: bytes | None) -> Delivery:
-    still_signs = row.previous_secret_until is not None and row.previous_secret_until > row.now
-    secrets = (row.secret, row.previous_secret if still_signs else None)
     return Delivery(
         id=row.id,
         kind=DeliveryKind(row.kind),
@@ -227,6 +255,7 @@ def _delivery(row: Any, body: bytes | None) -> Delivery:
         body=bytes(body) if body is not None else None,
         attempts=row.attempts,
         age=row.now - (row.renewed_at or row.created_at),
+        renewed_at=row.renewed_at,
         now=row.now,
         claimed_until=row.announce_at,
         reply_to=row.reply_to,
@@ -236,9 +265,15 @@ def _delivery(row: Any, body: bytes | None) -> Delivery:
         correlation_id=row.correlation_id,
         endpoint_id=row.endpoint_id,
         url=row.url,
-        secrets=tuple(secret for secret in secrets if secret),
+        secrets=_secrets(row),
         is_disabled=row.disabled is not False,
     )
+
+
+def _secrets(row: Any) -> tuple[str, ...]:
+    still_signs = row.previous_secret_until is not None and row.previous_secret_until > row.now
+    secrets = (row.secret, row.previous_secret if still_signs else None)
+    return tuple(secret for secret in secrets if secret)
 
 
 _CLAIM = text("""
@@ -302,11 +337,12 @@ WHERE t.sequence = ANY(CAST(:sequences AS bigint[])) ORDER BY t.sequence
 
 _DELIVERED = text("""
 WITH done AS (
-    UPDATE deliveries
-    SET state = 'delivered', attempts = attempts + 1, announce_at = NULL, response_status = :status,
+    UPDATE deliveries AS d
+    SET state = 'delivered', attempts = d.attempts + 1, announce_at = NULL, response_status = :status,
         error = NULL, updated_at = now()
-    WHERE id = ANY(CAST(:ids AS uuid[]))
-    RETURNING endpoint_id
+    FROM json_to_recordset(CAST(:sent AS json)) AS r(id uuid, renewed_at timestamptz)
+    WHERE d.id = r.id AND d.renewed_at IS NOT DISTINCT FROM r.renewed_at
+    RETURNING d.endpoint_id
 )
 UPDATE callback_endpoints AS e SET failing_since = NULL
 FROM done WHERE e.id = done.endpoint_id AND e.failing_since IS NOT NULL
@@ -315,9 +351,9 @@ FROM done WHERE e.id = done.endpoint_id AND e.failing_since IS NOT NULL
 _RETRY = text("""
 WITH put_off AS (
     UPDATE deliveries
-    SET state = 'retrying', attempts = attempts + 1, announce_at = now() + :delay, response_status = :status,
-        error = :error, updated_at = now()
-    WHERE id = :id
+    SET state = 'retrying', attempts = :attempts, sequences = CAST(:sequences AS bigint[]),
+        announce_at = now() + :delay, response_status = :status, error = :error, updated_at = now()
+    WHERE id = :id AND announce_at = :claimed_until
     RETURNING endpoint_id
 )
 UPDATE callback_endpoints AS e SET failing_since = now()
@@ -330,15 +366,11 @@ FROM json_to_recordset(CAST(:claims AS json)) AS r(id uuid, claimed_until timest
 WHERE d.id = r.id AND d.announce_at = r.claimed_until
 """)
 
-_REST = text("""
-UPDATE deliveries SET announce_at = :until, updated_at = now() WHERE id = :id AND announce_at IS NOT NULL
-""")
-
 _GIVE_UP = text("""
 UPDATE deliveries
 SET state = 'failed', attempts = attempts + 1, announce_at = NULL, response_status = :status,
     error = :error, updated_at = now()
-WHERE id = :id
+WHERE id = :id AND announce_at = :claimed_until
 """)
 
 _ADD_EFFECT = text("""
@@ -357,8 +389,12 @@ FROM deliveries WHERE announce_at IS NOT NULL GROUP BY kind, state
 """)
 
 _EXTEND = text("""
-UPDATE deliveries SET announce_at = clock_timestamp() + :claim, updated_at = now()
-WHERE id = :id AND announce_at = :claimed_until RETURNING announce_at
+WITH mine AS (
+    UPDATE deliveries SET announce_at = clock_timestamp() + :claim, updated_at = now()
+    WHERE id = :id AND announce_at = :claimed_until RETURNING announce_at, endpoint_id
+)
+SELECT m.announce_at, e.url, e.secret, e.previous_secret, e.previous_secret_until, e.disabled, now() AS now
+FROM mine AS m LEFT JOIN callback_endpoints AS e ON e.id = m.endpoint_id
 """)
 
 _DUE = text("""

@@ -14,7 +14,7 @@ import base64
 import binascii
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any
@@ -39,18 +39,20 @@ _REFUSED = "The refresh token is not valid; log in again"
 
 
 @dataclass(frozen=True, slots=True)
-class Renewed:
-    """What a good refresh token gave: whose it was, and its successor.
+class Issued:
+    """What a log-in or a good refresh token gave: whose it is, and its first or next token.
 
     Attributes:
         user: As it is now.
-        token: The successor, known only now.
+        token: Known only now.
         family_id: The same over every rotation.
+        at: When, by the database's clock: what the user's tokens are withdrawn by is later.
     """
 
     user: User
     token: str
     family_id: UUID
+    at: datetime
 
 
 class RefreshFamilies:
@@ -64,8 +66,8 @@ class RefreshFamilies:
     def __init__(self, *, idle: timedelta, lifetime: timedelta) -> None:
         self._times = {"idle": idle, "lifetime": lifetime}
 
-    def begin(self, connection: Connection, user: User) -> tuple[UUID, str]:
-        """Begin a family for a user who has just proved itself; its id and first token.
+    def begin(self, connection: Connection, user: User) -> Issued:
+        """Begin a family for a user who has just proved itself; its first token.
 
         Raises:
             Unauthorized: The user was disabled, demoted or given another password meanwhile.
@@ -80,13 +82,14 @@ class RefreshFamilies:
             "digest": digest,
             **self._times,
         }
-        if connection.execute(_BEGIN, parameters).rowcount != 1:
+        began_at = connection.execute(_BEGIN, parameters).scalar_one_or_none()
+        if began_at is None:
             raise Unauthorized("The account was changed meanwhile; log in again")
         connection.execute(_BOUND, {"user_id": user.principal.id, "most": MOST_PER_USER})
         connection.execute(PRUNE, {"most": _PRUNED_AT_ONCE})
-        return family_id, token
+        return Issued(user, token, family_id, began_at)
 
-    def renew(self, connection: Connection, token: str) -> Renewed | None:
+    def renew(self, connection: Connection, token: str) -> Issued | None:
         """The successor of ``token``; None where its family is revoked by this very call.
 
         None rather than an error, so that the caller commits the revocation before it refuses.
@@ -101,8 +104,8 @@ class RefreshFamilies:
         if compare_digest(row.current_digest, digest):
             successor, successor_digest = _new_token(family_id)
             parameters = {"id": family_id, "digest": successor_digest, "idle": self._times["idle"]}
-            connection.execute(_ROTATE, parameters)
-            return Renewed(_user(row), successor, family_id)
+            rotated_at = connection.execute(_ROTATE, parameters).scalar_one()
+            return Issued(_user(row), successor, family_id, rotated_at)
         if row.is_in_grace and compare_digest(row.previous_digest, digest):
             raise Unauthorized("The refresh token was used a moment ago; use the one that came back")
         connection.execute(_REVOKE, {"id": family_id})
@@ -155,6 +158,7 @@ SELECT :id, id, role, :digest, clock_timestamp(), now() + :lifetime, now() + lea
 FROM users
 WHERE id = :user_id AND role = :role AND NOT is_disabled AND tokens_valid_from = :valid_from
 FOR SHARE
+RETURNING created_at
 """)
 
 _BOUND = text("""
@@ -173,6 +177,7 @@ DELETE FROM refresh_families WHERE id IN (
 
 COUNT_STALE = text(f"SELECT count(*) FROM refresh_families WHERE {_IS_STALE}")
 
+# As in _BEGIN, and the user first, as whoever changes it does: the other way round they would deadlock.
 _LOCKED = text("""
 SELECT family.current_digest, family.previous_digest,
     users.id AS user_id, users.email, users.role, users.password_hash, users.is_disabled,
@@ -183,13 +188,14 @@ SELECT family.current_digest, family.previous_digest,
     coalesce(clock_timestamp() < family.rotated_at + :grace, false) AS is_in_grace
 FROM refresh_families AS family JOIN users ON users.id = family.user_id
 WHERE family.id = :id
-FOR UPDATE OF family
+FOR SHARE OF users FOR UPDATE OF family
 """)
 
 _ROTATE = text("""
 UPDATE refresh_families SET previous_digest = current_digest, current_digest = :digest,
     rotated_at = clock_timestamp(), idle_at = least(expires_at, clock_timestamp() + :idle)
 WHERE id = :id
+RETURNING rotated_at
 """)
 
 _REVOKE = text("""

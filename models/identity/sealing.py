@@ -64,6 +64,11 @@ class Sealer:
         except (InvalidTag, ValueError, binascii.Error) as error:
             raise Unsealable(f"a sealed secret was changed, or belongs elsewhere ({purpose})") from error
 
+    @staticmethod
+    def is_sealed(text: str) -> bool:
+        """Whether it looks like something sealed, under whichever key."""
+        return text.startswith(f"{_VERSION}.")
+
     def is_current(self, sealed: str) -> bool:
         """Whether it is sealed under the key that seals now; if not, rotation seals it anew."""
         return sealed.startswith(f"{_VERSION}.{self._present}.")

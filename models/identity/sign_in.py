@@ -16,7 +16,7 @@ from models.database import Database
 from models.errors import Detail, Unauthorized
 from models.failpoints import Step
 from models.identity.login_guard import LoginGuard
-from models.identity.refresh_families import RefreshFamilies
+from models.identity.refresh_families import Issued, RefreshFamilies
 from models.identity.second_factors import SecondFactors
 from models.identity.session_cache import SessionCache
 from models.identity.tokens import Tokens
@@ -91,12 +91,11 @@ class SignIn:
                 self._guard.succeeded(connection, email, address)
                 if renewed_hash is not None:
                     self._users.renew_hash(connection, user, renewed_hash)
-                family_id, token = self._families.begin(connection, user)
+                begun = self._families.begin(connection, user)
         if not is_proved:
             self._count_failure(email, address)
             raise Unauthorized("The code is wrong, or was used before")
-        self._cache.put(family_id, user.principal)
-        return self._session(user, token)
+        return self._session(begun)
 
     def refresh(self, refresh_token: str) -> Session:
         """The next session of a family.
@@ -109,8 +108,7 @@ class SignIn:
             renewed = self._families.renew(connection, refresh_token)
         if renewed is None:
             raise Unauthorized("The refresh token was used before; its session has been ended: log in again")
-        self._cache.put(renewed.family_id, renewed.user.principal)
-        return self._session(renewed.user, renewed.token)
+        return self._session(renewed)
 
     def log_out(self, refresh_token: str) -> None:
         """End the session of a refresh token. One that is unknown or ended is ended."""
@@ -132,6 +130,9 @@ class SignIn:
         with self._database.transaction(Step.COUNT_FAILED_LOG_IN) as connection:
             self._guard.failed(connection, email, address)
 
-    def _session(self, user: User, refresh_token: str) -> Session:
-        access_token = self._tokens.issue(user.principal, not_before=user.tokens_valid_from)
-        return Session(access_token, refresh_token, int(self._tokens.lifetime.total_seconds()))
+    def _session(self, issued: Issued) -> Session:
+        user = issued.user
+        self._cache.put(issued.family_id, user.principal)
+        # As old as the proof: a password that was changed since must end this token too.
+        access_token = self._tokens.issue(user.principal, at=issued.at, not_before=user.tokens_valid_from)
+        return Session(access_token, issued.token, int(self._tokens.lifetime.total_seconds()))

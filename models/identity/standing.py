@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import exc, text
 
 from models.database import Database, array
 from models.errors import DatabaseUnavailable, Transient, Unauthorized
@@ -125,8 +125,11 @@ class Standings:
         return sum(one.read_at > since for one in list(self._known.values()))
 
     def _read(self, ids: Sequence[UUID], read_at: float) -> None:
-        with self._database.snapshot() as connection:
-            rows = connection.execute(_STANDINGS, {"ids": array(set(ids))}).all()
+        try:
+            with self._database.snapshot() as connection:
+                rows = connection.execute(_STANDINGS, {"ids": array(set(ids))}).all()
+        except exc.DBAPIError as error:
+            raise DatabaseUnavailable("the users cannot be read: is the database migrated?") from error
         found = {
             row[0]: Standing(None if row[3] else Principal(row[0], row[1], Role(row[2])), row[4], read_at)
             for row in rows

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -86,24 +85,28 @@ class Tokens:
     def _signer(self) -> jwt.PyJWK:
         return next(iter(self._keys.values()))
 
-    def issue(self, principal: Principal, *, not_before: datetime | None = None) -> str:
+    def issue(
+        self, principal: Principal, *, at: datetime | None = None, not_before: datetime | None = None
+    ) -> str:
         """A token for ``principal``, good for :attr:`lifetime`.
 
         Args:
             principal: Who it speaks for.
+            at: When it proved itself, by the database's clock, which withdraws tokens; None: now, by ours.
             not_before: Since when its tokens count (``users.tokens_valid_from``): ``iat`` has whole seconds,
-                and a token of the same second must not look older than that.
+                but a token of the same second must not look older than that, nor newer.
         """
         self.reload()
         now = int(time.time())
-        valid_from = math.ceil(not_before.timestamp()) if not_before is not None else 0
+        issued_at = int(at.timestamp()) if at is not None else now
+        valid_from = not_before.timestamp() if not_before is not None else 0
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": str(principal.id),
             "email": principal.email,
             "role": str(principal.role),
-            "iat": max(now, min(valid_from, now + _LEEWAY_SECONDS)),
+            "iat": min(max(issued_at, valid_from), now + _LEEWAY_SECONDS),
             "nbf": now,
             "exp": now + int(self.lifetime.total_seconds()),
             "jti": str(new_id()),
@@ -112,8 +115,12 @@ class Tokens:
         key = self._signer
         return jwt.encode(claims, key.key, algorithm=key.algorithm_name, headers={"kid": key.key_id})
 
-    def verify(self, token: str) -> Verified:
+    def verify(self, token: str, *, may_have_expired: bool = False) -> Verified:
         """What ``token`` says, if it is good.
+
+        Args:
+            token: A JWT.
+            may_have_expired: One that was good once tells who it spoke for, and lets nobody in.
 
         Raises:
             Unauthorized: Malformed, unknown key, bad signature, expired, or not an access token.
@@ -128,7 +135,7 @@ class Tokens:
                 algorithms=[key.algorithm_name],
                 issuer=ISSUER,
                 audience=AUDIENCE,
-                options={"require": _REQUIRED},
+                options={"require": _REQUIRED, "verify_exp": not may_have_expired},
                 leeway=_LEEWAY_SECONDS,
             )
             if any(type(claims[name]) not in (int, float) for name in _TIMES):

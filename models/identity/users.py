@@ -47,6 +47,8 @@ class Users:
 
     def by_email(self, connection: Connection, email: str) -> User | None:
         """The user with this email."""
+        if "\0" in email:  # PostgreSQL keeps no such text, nor looks for it
+            return None
         row = connection.execute(_BY_EMAIL, {"email": email.lower()}).one_or_none()
         return None if row is None else _user(row)
 

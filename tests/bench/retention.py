@@ -63,7 +63,7 @@ class Feeder(threading.Thread):
             applier.apply(platform.accept(*self._patches(number, some)))
             with platform.database.transaction() as connection:
                 claimed = outbox.claim(connection, self._due())
-                outbox.delivered(connection, [one.id for one in claimed], status=200)
+                outbox.delivered(connection, claimed, status=200)
             self.made += BATCH
 
     def _patches(self, number: int, instances: Sequence[UUID]) -> Iterator[object]:

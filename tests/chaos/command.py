@@ -188,11 +188,12 @@ def summary(result: Result) -> Iterator[str]:
 
 def _paces(result: Result) -> Iterator[str]:
     pace = result.pace
+    asked = f"requests: {result.rate:.0f} a second; {result.requests} timed"
     if pace is None:
-        yield f"requests: {result.requests} timed, all within {SETTLING_SECONDS:g} s of a fault"
+        yield f"{asked}, all within {SETTLING_SECONDS:g} s of a fault"
         return
     yield (
-        f"requests: {result.requests} timed, of them {pace.requests} not within {SETTLING_SECONDS:g} s of a "
+        f"{asked}, of them {pace.requests} not within {SETTLING_SECONDS:g} s of a "
         f"fault: {pace.errors} errors, median {pace.median * 1000:.0f} ms, p95 {pace.p95 * 1000:.0f} ms, "
         f"p99 {pace.p99 * 1000:.0f} ms"
     )

@@ -23,19 +23,23 @@ from pika.exceptions import AMQPError
 from sqlalchemy import text
 
 from models.database import Database
+from models.deliveries.outbox import CLAIM
 from models.errors import DatabaseUnavailable
 from models.failpoints import Step
 from models.job import Priority
 from models.ledger import SUSPECT_AFTER
+from tasks.dispatch import AT_ONCE
 from tasks.names import JOB_QUEUES
 from tests.chaos import ledger
 from tests.chaos.arena import PASSWORD, Arena
-from tests.chaos.crates import HASTY, INSURE, LETHAL, PUZZLING, TOO_HEAVY
+from tests.chaos.broker import nodes_of
+from tests.chaos.crates import HASTY, INSURE, LETHAL, PUZZLING, SHIP, TOO_HEAVY
 from tests.chaos.user import User
 from tests.chaos.workload import Worker
 from tests.kit import ageing
 from tests.kit.client import Client
 from tests.kit.faulty_link import FaultyLink, Mode, Weather
+from tests.kit.launched import ended
 
 _ANSWER_SECONDS = 10.0
 _FAULTS = (
@@ -44,10 +48,11 @@ _FAULTS = (
 )
 _TRIES = 5
 _SUSPECT = "UPDATE jobs SET announcements = %s WHERE state = 'scheduled'"
-_UNDER_WAY = f"""SELECT lane FROM jobs WHERE resource = 'crates' AND payload ->> 'weight' = '{LETHAL}'
-    AND state IN ('scheduled', 'queued', 'retrying')"""  # noqa: S608 - our own number
-_HOLD = f"""SELECT pg_try_advisory_lock(lane) FROM ({_UNDER_WAY}
-    AND crashes > 0 AND CAST(crash_log -> -1 ->> 'at' AS timestamptz) > %s) AS lost"""  # noqa: S608
+_UNDER_WAY = f"""FROM jobs WHERE resource = 'crates' AND payload ->> 'weight' = '{LETHAL}'
+    AND state IN ('scheduled', 'queued', 'retrying')"""
+_TRIED = f"""SELECT lane, CAST(split_part(crash_log -> -1 ->> 'worker', ':', 2) AS integer) {_UNDER_WAY}
+    AND crashes > 0 AND CAST(crash_log -> -1 ->> 'at' AS timestamptz) > %s"""
+_HOLD = "SELECT pg_try_advisory_lock(%s)"
 _HURRY = "UPDATE deliveries SET announce_at = now() WHERE target = %s AND announce_at > now()"
 _OLD_FAILURE = """INSERT INTO login_attempts (digest, failures, last_at)
     VALUES (uuid_send(gen_random_uuid()), 1, now() - interval '40 days')"""
@@ -55,9 +60,13 @@ _PAST = 60
 """Jobs that are past their retention, made for each pruning."""
 _CROWD = 700
 """Calls for one receiver that are more than may wait for it, and than those that are sent meanwhile."""
-_CROWD_EVERY_SECONDS = 20.0
+_CROWD_EVERY_SECONDS, _LET_IN_EVERY_SECONDS = 20.0, 1.0
 _STARTING_SECONDS = 8.0
 """So long after its start a worker is about to begin, or has begun."""
+_CLAIMING_SECONDS = 10.0
+"""So long it may take a worker to claim what was made for it."""
+_HELD = """SELECT count(*) FROM deliveries WHERE job_id = ANY(%s) AND target = %s
+    AND announce_at BETWEEN updated_at + %s AND updated_at + %s + interval '1 second'"""
 
 
 class Provoker:
@@ -76,7 +85,7 @@ class Provoker:
         self._user = user
         self._admin = _Caller(arena.direct_urls[0], admin.email, admin.password, admin.token)
         self._owner = _Caller(arena.direct_urls[0], user.email, user.password, user.token)
-        self._crowded_at = float("-inf")
+        self._crowded_at = self._let_in_at = float("-inf")
         self._pace = random.Random(user.name)
         self._cut: Sequence[FaultyLink] = ()
         self._told_to_stop: set[int] = set()
@@ -142,17 +151,20 @@ class Provoker:
     def tidy(self) -> None:
         """Finish what a crash may have left for a later day."""
         for _ in range(_TRIES):
-            if not self._has_aged or self._arena.run_command("jobs", "prune") == 0:
-                return
+            with suppress(*_FAULTS):
+                if not self._has_aged or self._arena.run_command("jobs", "prune") == 0:
+                    return
 
     # ---- over HTTP ---------------------------------------------------------------------
 
     def _crate(self, weight: int = 1, label: str = "provoked", **headers: str) -> Any:
         return self._admin.call("POST", "crates", {"label": label, "weight": weight}, **headers)
 
-    def _crates(self, count: int, label: str = "provoked") -> None:
+    def _crates(self, count: int, label: str = "provoked") -> list[str]:
+        """The jobs that make so many; none where they were refused."""
         one = {"operation": "create", "resource": "crates", "data": {"label": label, "weight": 1}}
-        self._admin.call("POST", "bulk", {"operations": [one] * count})
+        made = self._admin.call("POST", "bulk", {"operations": [one] * count})
+        return [job["id"] for job in made.get("jobs", []) if "id" in job]
 
     def _dead_crate(self) -> str:
         """A job that is dead; empty where it could not be made."""
@@ -233,8 +245,12 @@ class Provoker:
     def _crowd(self) -> None:
         if time.monotonic() - self._crowded_at > _CROWD_EVERY_SECONDS:
             self._crowded_at = time.monotonic()
-            ledger.hasten(self._arena.postgres.url)  # nothing waits for one whose breaker is open
+            ledger.hasten(self._arena.postgres.url)
             self._crates(_CROWD)
+        elif time.monotonic() - self._let_in_at > _LET_IN_EVERY_SECONDS:
+            self._let_in_at = time.monotonic()
+            with ledger.connect(self._arena.postgres.url) as connection:
+                connection.execute("DELETE FROM breakers")  # nothing waits for one whose breaker is open
 
     def _lose_broker(self) -> None:
         """Have workers lose the broker while they publish; they have a moment to be back before."""
@@ -255,10 +271,22 @@ class Provoker:
             is_new = sender.pid not in self._told_to_stop
             if "worker-deliveries" in sender.cmdline() and has_begun and is_new:
                 ledger.hasten(self._arena.postgres.url)
-                self._crates(20)
-                time.sleep(1)
-                self._told_to_stop.add(sender.pid)
-                sender.terminate()
+                if self._are_claimed(self._crates(20)):
+                    self._told_to_stop.add(sender.pid)
+                    sender.terminate()
+
+    def _are_claimed(self, jobs: Sequence[str]) -> bool:
+        """Whether a worker soon has in hand what these ship, and more than it sends at once."""
+        until = time.monotonic() + _CLAIMING_SECONDS
+        ids = [uuid.UUID(job) for job in jobs]
+        with ledger.connect(self._arena.postgres.url) as connection:
+            connection.autocommit = True
+            while time.monotonic() < until:
+                held = connection.execute(_HELD, (ids, SHIP, CLAIM, CLAIM)).fetchone()
+                if held is not None and int(str(held[0])) > AT_ONCE:
+                    return True
+                time.sleep(0.1)
+        return False
 
     def _hasty_crates(self) -> None:
         self._crates(5, HASTY)
@@ -268,9 +296,7 @@ class Provoker:
     # ---- over AMQP ---------------------------------------------------------------------
 
     def _publish(self, exchange: str, routing_key: str, body: bytes, **properties: Any) -> None:
-        parameters = pika.URLParameters(self._arena.rabbitmq.url)
-        parameters.socket_timeout = parameters.blocked_connection_timeout = _ANSWER_SECONDS
-        with closing(pika.BlockingConnection(parameters)) as connection:
+        with closing(pika.BlockingConnection(nodes_of(self._arena.rabbitmq.url))) as connection:
             given = pika.BasicProperties(message_id=str(uuid.uuid4()), delivery_mode=2, **properties)
             connection.channel().basic_publish(exchange, routing_key, body, given)
 
@@ -301,8 +327,10 @@ class Provoker:
             self._held = ledger.connect(self._arena.postgres.url)
             self._held.autocommit = True
             self._held_since = datetime.now(UTC)
-        self._held.execute(_HOLD, (self._held_since,))
-        if self._held.execute(_UNDER_WAY).fetchone() is None:
+        for lane, pid in self._held.execute(_TRIED, (self._held_since,)).fetchall():
+            if ended(pid):  # one that still tries it must not find its own lane taken
+                self._held.execute(_HOLD, (lane,))
+        if self._held.execute(f"SELECT id {_UNDER_WAY}").fetchone() is None:
             self._crate(LETHAL, Waybill_Run_At=(datetime.now(UTC) + timedelta(seconds=2)).isoformat())
             self._held.execute(_SUSPECT + " AND resource = 'crates'", (SUSPECT_AFTER,))
 

@@ -86,6 +86,7 @@ class Result:
         changes: That the witness saw.
         rest_seconds: From the last fault until nothing was left to be done.
         requests: That were timed.
+        rate: Requests a second, timed or not.
         pace: Of those that met no fault; None where all did.
         memory: Resident bytes by kind of process, the largest of its processes: at the first fault, at the
             highest in each quarter of the run, and at rest.
@@ -103,6 +104,7 @@ class Result:
     changes: int
     rest_seconds: float
     requests: int
+    rate: float
     pace: Pace | None
     memory: Mapping[str, Sequence[int]]
     tables: Mapping[str, ledger.Table] = field(default_factory=dict)
@@ -318,6 +320,7 @@ class Run:
             changes=len(evidence.testimonies),
             rest_seconds=rest_seconds,
             requests=self._stopwatch.requests,
+            rate=self._stopwatch.rate,
             pace=self._stopwatch.pace(self._history.lines),
             memory=_by_quarter([before, *self._footprints, after]),
             tables=evidence.tables,

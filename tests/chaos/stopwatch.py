@@ -38,6 +38,8 @@ class Stopwatch:
         self._asked = array("d")
         self._took = array("d")
         self._failed = array("b")
+        self._sent = 0
+        self._first, self._last = float("inf"), float("-inf")
         self._lock = threading.Lock()
 
     @property
@@ -45,15 +47,25 @@ class Stopwatch:
         """All that were timed."""
         return len(self._asked)
 
-    def note(self, asked: float, took: float, *, is_error: bool) -> None:
+    @property
+    def rate(self) -> float:
+        """Requests a second from the first to the last, timed or not."""
+        return self._sent / (self._last - self._first) if self._last > self._first else 0.0
+
+    def note(self, asked: float, took: float, *, is_error: bool, waits: bool = False) -> None:
         """A request was answered, or given up.
 
         Args:
             asked: The history's seconds.
             took: Seconds.
             is_error: Whether a client would call it one.
+            waits: It asked to be kept waiting: that says nothing of how long answers take.
         """
         with self._lock:
+            self._sent += 1
+            self._first, self._last = min(self._first, asked), max(self._last, asked)
+            if waits:
+                return
             self._asked.append(asked)
             self._took.append(took)
             self._failed.append(is_error)

@@ -49,8 +49,8 @@ TOGETHER = [name for name in MARKS if name != "disable-sweep"]
             [
                 Fault("swallow", "client-api", 3, 7),
                 Fault("truncate", "worker-receiver", 4, 1),
-                Fault("crash", "before-take-in", 4, 1),
-                Fault("behind", "consumer", 8, 4),
+                Fault("crash", "before-take-in", 15, 1),
+                Fault("behind", "consumer", 20, 4),
             ],
             40,
         ),

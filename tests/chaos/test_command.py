@@ -21,6 +21,7 @@ def _result(recoveries: dict[str, list[float]], pace: Pace | None = None) -> Res
         changes=7,
         rest_seconds=2,
         requests=20,
+        rate=7.6,
         pace=pace,
         memory={"api": [100 << 20, 110 << 20, 105 << 20]},
         tables={"jobs": Table(30 << 20, 20 << 20)},
@@ -68,3 +69,9 @@ def test_paces_memory_and_violations_are_told() -> None:
 
 def test_run_that_was_never_left_alone_has_no_pace() -> None:
     assert any("20 timed, all within 30 s of a fault" in line for line in summary(_result({})))
+
+
+def test_requests_are_told_with_their_rate() -> None:
+    told = [line for line in summary(_result({})) if line.startswith("requests: 8 a second; 20 timed")]
+
+    assert len(told) == 1

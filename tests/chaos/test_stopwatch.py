@@ -47,3 +47,10 @@ def test_errors_are_counted_where_nothing_was_broken() -> None:
     pace = _timed((1, 1), (105, 1), is_error=True).pace(_BROKEN)
     assert pace is not None
     assert (pace.requests, pace.errors) == (1, 1)
+
+
+def test_rate_counts_those_that_wait_on_purpose_too() -> None:
+    stopwatch = _timed((10, 1), (11, 1))
+    stopwatch.note(12, 30, is_error=False, waits=True)
+    assert (stopwatch.requests, stopwatch.rate) == (2, 1.5)
+    assert Stopwatch().rate == 0

@@ -11,6 +11,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from tests.chaos.actor import Actor
+from tests.chaos.broker import nodes_of
 from tests.chaos.garden import Plot
 from tests.chaos.history import History
 from tests.kit.upstream import Upstream
@@ -56,10 +57,7 @@ class UpstreamSystem(Actor):
             self._must_stop.wait(0.5)
 
     def _serve(self) -> None:
-        nodes = [pika.URLParameters(url) for url in self._url.split(";")]
-        for one in nodes:
-            one.socket_timeout = one.blocked_connection_timeout = 5
-        connection = pika.BlockingConnection(nodes)
+        connection = pika.BlockingConnection(nodes_of(self._url))
         upstream = Upstream(connection, "waybill")
         try:
             while not self._must_stop.is_set():

@@ -31,8 +31,10 @@ _SILENCE_SECONDS = 6.0
 """After so long without a transition it connects again: the line may be dead."""
 _PATIENCE_SECONDS = 40.0
 """A job that does not end within is left alone."""
-_QUIET_SECONDS = 4.0
-"""At rest, who is told nothing for so long has been told everything."""
+_QUIET_SECONDS = 15.0
+"""At rest, who follows and is told nothing for so long has been told everything."""
+_CATCHING_UP_SECONDS = 120.0
+"""Who does not come to that within has been told what there was for him to be told."""
 _FAULTS = (urllib3.exceptions.HTTPError, WebSocketException, OSError, ValueError)
 _numbers = itertools.count(1)
 
@@ -148,28 +150,45 @@ class StreamWatcher(Watcher):
 
     def catch_up(self, url: str) -> None:
         """At rest: be told what is left, and say that this was all."""
-        with suppress(TimeoutError):
-            self._follow(url, _QUIET_SECONDS)
+        until = time.monotonic() + _CATCHING_UP_SECONDS
+        has_all = False
+        while not has_all and time.monotonic() < until:
+            with suppress(*_FAULTS):
+                has_all = self._follow(url, _QUIET_SECONDS, is_last=True)
+            time.sleep(0 if has_all else 1)
         self._history.add("watched", watch=self._number)
 
     def _watch(self) -> None:
-        with suppress(TimeoutError):
-            self._follow(self._chance.choice(self._urls), _SILENCE_SECONDS)
+        self._follow(self._chance.choice(self._urls), _SILENCE_SECONDS)
 
-    def _follow(self, url: str, silence_seconds: float) -> None:
+    def _follow(self, url: str, silence_seconds: float, *, is_last: bool = False) -> bool:
+        """Be told until nothing comes; whether it is known that the server told all along.
+
+        The ``is_last`` time a message that says nothing goes after the subscription, so that its refusal
+        tells that the subscription stands; and it does not matter that this one is to stop.
+        """
         token = self._token(url)
         self._number = self._number or self._begin(None, 0)
         address = url.replace("http", "ws", 1) + "/api/v1/stream"
         with connect(address, open_timeout=_SILENCE_SECONDS, close_timeout=1, ping_interval=None) as stream:
             stream.send(json.dumps({"token": token}))
             stream.send(json.dumps({"subscribe": "mine", "after": self._last}))
+            if is_last:
+                stream.send("{}")
+            stands = False
             while True:
-                frame = json.loads(stream.recv(timeout=silence_seconds))
+                try:
+                    frame = json.loads(stream.recv(timeout=silence_seconds))
+                except TimeoutError:
+                    return stands
+                if is_last and frame.get("status") == 400:
+                    stands = True
+                    continue
                 if "sequence" not in frame:  # an error, and then the end of the conversation
                     if frame.get("status") == 401:
                         self._sessions.refuse(url, self._user, token)
-                    return
+                    return False
                 self._told(self._number, frame["sequence"], frame["job"])
                 self._last = frame["sequence"]
-                if self._must_stop.is_set() and silence_seconds > _QUIET_SECONDS:
-                    return
+                if self._must_stop.is_set() and not is_last:
+                    return False

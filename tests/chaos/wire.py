@@ -106,7 +106,7 @@ class Wire:
             status = reply.status
         finally:
             waits = (headers or {}).get("Prefer", "").startswith("wait")
-            if self._stopwatch is not None and not waits:
+            if self._stopwatch is not None:
                 is_error = status == 0 or status >= 500
-                self._stopwatch.note(asked, self._history.now() - asked, is_error=is_error)
+                self._stopwatch.note(asked, self._history.now() - asked, is_error=is_error, waits=waits)
         return reply

@@ -10,13 +10,15 @@ from models.cache.no_cache import NoCache
 from models.cache.redis_cache import RedisCache, entry_key, list_key
 from models.ids import new_id
 from models.redis_client import RedisClient
+from tests.kit.waiting import wait_until
 
 
 @pytest.fixture(params=["none", "redis", "redis that is away"])
-def cache(request: pytest.FixtureRequest) -> Iterator[Cache]:
+def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     if request.param == "none":
         yield NoCache()
         return
+    monkeypatch.setattr("models.redis_client.TIMEOUT_SECONDS", 10)  # one that is there is slow at most
     server: RedisServer = request.getfixturevalue("redis_server")
     url = server.url if request.param == "redis" else "redis://127.0.0.1:1/0"
     client = RedisClient(url, name="test")
@@ -72,8 +74,8 @@ def test_lists_begin_anew_with_every_change(cache: Cache) -> None:
 def test_forgetting_everything_hides_what_was_kept(cache: Cache, key: str) -> None:
     cache.fill(cache.look([key]), {key: Entry(1, b"old")})
     cache.forget_all()
-    cache.close()  # waits until it is done, or cannot be
-    assert cache.look([key]).found == {}
+    cache.close()  # waits a little until it is done, or cannot be
+    wait_until(lambda: cache.look([key]).found == {}, what="it is hidden")
 
 
 def test_nothing_marked_costs_nothing(cache: Cache) -> None:

@@ -11,6 +11,7 @@ from tasks.app import make_app
 from tasks.names import ALL_QUEUES
 from tasks.topology import declare
 from tests.kit.platform import Platform, running_platform
+from tests.kit.upstream import Broker
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,14 @@ def platform(module_platform: Platform) -> Platform:
     """The module's platform, without open jobs or deliveries of earlier tests."""
     module_platform.end_everything()
     return module_platform
+
+
+@pytest.fixture(scope="module")
+def broker(rabbitmq: RabbitMQServer) -> Iterator[Broker]:
+    """A virtual host of the module's own."""
+    made = Broker(rabbitmq.api_url, rabbitmq.url)
+    yield made
+    made.delete()
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 import base64
 import gzip
 import json
-import os
 import signal
 import struct
-import subprocess
-import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,9 +23,10 @@ from cloudevents.core.v1.event import CloudEvent
 from sqlalchemy import text
 
 from consumers import main
-from deploy.rabbitmq_server import RabbitMQServer
 from models.errors import ConfigurationError
 from models.identity.principals import Role
+from models.intake import Intake
+from models.job import Submission
 from models.service import ResourceService
 from tests.kit.intake import IntakePlatform, intake_platform, is_bound
 from tests.kit.upstream import Broker, Upstream
@@ -37,18 +36,11 @@ BIG = 256 * 1024
 
 
 @pytest.fixture(scope="module")
-def broker(rabbitmq: RabbitMQServer) -> Iterator[Broker]:
-    broker = Broker(rabbitmq.api_url, rabbitmq.url)
-    broker.add_user("stranger")
-    broker.add_user("reader")
-    yield broker
-    broker.delete()
-
-
-@pytest.fixture(scope="module")
 def platform(
     broker: Broker, database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[IntakePlatform]:
+    broker.add_user("stranger")
+    broker.add_user("reader")
     data_dir: Path = tmp_path_factory.mktemp("data")
     with intake_platform(broker, database_url, data_dir, {"reader": "guest@example.com"}) as platform:
         with platform.container.database.transaction() as connection:
@@ -519,17 +511,29 @@ def test_intake_queue_that_was_deleted_is_made_again(platform: IntakePlatform, u
     assert platform.job_of(message_id)
 
 
+def test_intake_queue_that_was_deleted_while_a_batch_is_at_work_is_made_again(
+    platform: IntakePlatform, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, may_end, accept = threading.Event(), threading.Event(), Intake.accept
+
+    def slowly(self: Intake, batch: Sequence[Submission]) -> Any:
+        at_work.set()
+        assert may_end.wait(30)
+        return accept(self, batch)
+
+    monkeypatch.setattr(Intake, "accept", slowly)
+    before = upstream.publish("entities.create", _entity())
+    assert at_work.wait(15)
+    upstream.channel.queue_delete("waybill.intake")
+    time.sleep(3)  # heartbeats go on, and the broker's word of it comes with them
+    may_end.set()
+    platform.job_of(before)
+    wait_until(lambda: is_bound(platform.broker, "waybill.intake"), what="the intake queue")
+    platform.job_of(upstream.publish("entities.create", _entity()))
+
+
 def test_consumer_process_stops_on_sigterm_and_logs_json(platform: IntakePlatform) -> None:
-    settings = platform.settings
-    environment = {
-        **os.environ,
-        "WAYBILL_DATABASE_URL": settings.database_url,
-        "WAYBILL_BROKER_URL": settings.broker_url,
-        "WAYBILL_DATA_DIR": str(settings.data_dir),
-        "WAYBILL_AMQP_PRINCIPALS": json.dumps(settings.amqp_principals),
-    }
-    command = [sys.executable, "-c", "from deploy.cli import main; main(['consumer'])"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+    with platform.spawn() as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGTERM)

@@ -173,12 +173,14 @@ def test_large_bulk_holds_up_nobody(api: Api) -> None:
     assert len(body) > 7 * 1024 * 1024
     answers: list[Answer] = []
     thread = threading.Thread(target=lambda: answers.append(api.request("POST", BULK, body=body)))
-    slowest = 0.0
+    lives, slowest = 0, 0.0
     thread.start()
     while thread.is_alive():
         began = time.monotonic()
         api.request("GET", "/health/live", role=None)
         slowest = max(slowest, time.monotonic() - began)
+        lives += 1
     assert answers[0].status == 202
     assert all("id" in one for one in answers[0].json["jobs"])
-    assert slowest < 3  # of a bulk that takes seconds; on a loaded machine
+    assert slowest < 8
+    assert lives > 100  # a thousand, about; a few where the bulk stops the event loop

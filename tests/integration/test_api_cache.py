@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -41,7 +42,21 @@ def redis(own_redis: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture(scope="module")
 def api(database_url: str, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with running_api(database_url, tmp_path_factory.mktemp("data"), redis_url=own_redis.url) as running:
+    """It goes on asking a Redis that is there, however slow the machine is."""
+    data_dir = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("models.redis_client.TIMEOUT_SECONDS", 10)
+        with running_api(database_url, data_dir, redis_url=own_redis.url) as running:
+            yield running
+
+
+@pytest.fixture
+def hasty_api(
+    api: Api, database_url: str, own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Api]:
+    """One that waits for Redis no longer than it does in production."""
+    monkeypatch.setattr("models.redis_client.TIMEOUT_SECONDS", TIMEOUT_SECONDS)
+    with running_api(database_url, tmp_path, redis_url=own_redis.url) as running:
         yield running
 
 
@@ -244,8 +259,9 @@ def test_wiped_redis_is_filled_anew(api: Api, redis: Redis) -> None:
 
 
 def test_silent_redis_delays_a_read_by_one_time_out_and_what_it_missed_is_forgotten(
-    api: Api, own_redis: RedisServer, redis: Redis
+    hasty_api: Api, own_redis: RedisServer, redis: Redis
 ) -> None:
+    api = hasty_api
     entity = api.create("Ada")
     _get(api, f"/{entity['id']}")
     pid = own_redis.pid
@@ -297,11 +313,11 @@ def test_new_worker_forgets_what_its_predecessor_may_have_owed(api: Api, redis: 
     assert redis.get(key)
     redis.set("another:application", "stays")
     mark = entry_key("entities", new_id())
-    redis.set(mark, b"!somebody")
+    api.container.cache.mark([mark], [])
     api.container.cache.forget_all()
     wait_until(lambda: redis.get(key) is None, what="the entry is forgotten")
     assert redis.get("another:application") == b"stays"
-    assert redis.get(mark) == b"!somebody", "a change under way stays marked"
+    assert (redis.get(mark) or b"").startswith(b"!"), "a change under way stays marked"
 
 
 # ---- sessions ------------------------------------------------------------------------------

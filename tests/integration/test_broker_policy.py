@@ -19,13 +19,6 @@ from tests.kit.upstream import Broker
 
 
 @pytest.fixture(scope="module")
-def broker(rabbitmq: RabbitMQServer) -> Iterator[Broker]:
-    made = Broker(rabbitmq.api_url, rabbitmq.url)
-    yield made
-    made.delete()
-
-
-@pytest.fixture(scope="module")
 def made(
     broker: Broker, rabbitmq: RabbitMQServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Roles]:

@@ -65,13 +65,6 @@ class Apart:
 
 
 @pytest.fixture(scope="module")
-def broker(rabbitmq: RabbitMQServer) -> Iterator[Broker]:
-    made = Broker(rabbitmq.api_url, rabbitmq.url)
-    yield made
-    made.delete()
-
-
-@pytest.fixture(scope="module")
 def platform(
     broker: Broker, rabbitmq: RabbitMQServer, database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Apart]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from kombu import Connection, Exchange, Queue
 
 from models.deliveries.delivery_log import DeliveryLog
 from models.deliveries.endpoint_secrets import new_secret
-from models.deliveries.outbox import Outbox
+from models.deliveries.outbox import Delivery, Outbox
 from models.identity.resealing import reseal
 from models.identity.sealing import Sealer, Unsealable
 from models.job import JobState
@@ -21,7 +22,7 @@ from tasks.names import DELIVERIES_QUEUE, EVENTS
 from tasks.sweeper import Sweeper
 from tests.kit.delivering import Endpoint, PatientDeliverer, deliveries, delivering, ids, make_due
 from tests.kit.platform import Platform
-from tests.kit.receiver import WebhookReceiver, answer
+from tests.kit.receiver import WebhookReceiver, answer, hold
 from tests.kit.tickets import BROKEN
 from tests.kit.waiting import wait_until
 
@@ -229,8 +230,8 @@ def test_recovery_enables_and_sends_what_failed_and_what_was_missed(
     (missed,) = platform.made(platform.create())
     assert len(deliveries(platform)) == 1
     with platform.database.transaction() as connection:
-        before = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
-        assert DeliveryLog().recover(connection, before, None) == 2
+        enabled = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
+        assert DeliveryLog().recover(connection, enabled, None) == 2
     make_due(platform)
     deliverer.deliver(ids(platform))
     first, *sent_now = receiver.requests
@@ -252,10 +253,102 @@ def test_recovery_leaves_out_what_failed_before(platform: Platform, deliverer: P
     old, new = ids(platform)
     platform.rows("UPDATE deliveries SET created_at = now() - interval '2 days' WHERE id = :id", id=old)
     with platform.database.transaction() as connection:
-        before = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
         since = datetime.now(UTC) - timedelta(days=1)
-        assert DeliveryLog().recover(connection, before, since) == 1
+        enabled = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id, since)
+        assert DeliveryLog().recover(connection, enabled, since) == 1
     assert {row.id: row.state for row in deliveries(platform)} == {old: "failed", new: "pending"}
+
+
+# ---- what waits for a thread -------------------------------------------------------------
+
+
+def test_removed_endpoint_gets_nothing_of_what_waited_for_its_turn(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    is_removed = Event()
+    receiver.will(hold(is_removed))
+    endpoint = Endpoint(platform, receiver.url(), EVERY_END)
+    platform.made(*(platform.create() for _ in range(5)))
+    deliverer.deliverer.deliver(ids(platform))
+    receiver.wait_for(1)
+    with platform.database.transaction() as connection:
+        platform.container.endpoints.remove(connection, platform.ada.id, endpoint.id)
+    is_removed.set()
+    assert deliverer.sending.wait_idle(30)
+    assert len(receiver.requests) == 1
+    assert sorted(row.state for row in deliveries(platform)) == ["delivered", *["failed"] * 4]
+
+
+def test_callback_that_was_claimed_before_is_sent_as_its_endpoint_is_now(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
+) -> None:
+    endpoint, new = Endpoint(platform, receiver.url(), EVERY_END), new_secret()
+    platform.made(platform.create())
+    platform.rows("UPDATE callback_endpoints SET disabled = true WHERE id = :id", id=endpoint.id)
+    with platform.database.transaction() as connection:
+        claimed = Outbox().claim(connection, ids(platform))
+    with platform.database.transaction() as connection:
+        platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
+        platform.container.endpoints.rotate(connection, platform.ada.id, endpoint.id, new)
+    deliverer.sending.hand_over(claimed)
+    assert deliverer.sending.wait_idle(30)
+    assert one_row(platform).state == "delivered"
+    assert receiver.requests[0].verify(new)
+
+
+# ---- settled late ------------------------------------------------------------------------
+
+
+def claimed_by(platform: Platform, outbox: Outbox) -> Delivery:
+    """The one callback, as a worker has it that is about to send it."""
+    with platform.database.transaction() as connection:
+        (claimed,) = outbox.claim(connection, ids(platform))
+        mine = outbox.extend(connection, claimed)
+    assert mine is not None
+    return mine
+
+
+def settle_late(platform: Platform, outbox: Outbox, late: Delivery, end: str) -> None:
+    with platform.database.transaction() as connection:
+        if end == "delivered":
+            outbox.delivered(connection, [late], status=204)
+        elif end == "retrying":
+            outbox.retry(connection, late, delay=timedelta(hours=1), error="late", status=None)
+        else:
+            assert not outbox.give_up(connection, late, error="late", status=None)
+
+
+@pytest.mark.parametrize("end", ["delivered", "retrying", "failed"])
+def test_what_becomes_of_an_earlier_send_settles_no_resend(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver, end: str
+) -> None:
+    Endpoint(platform, receiver.url(), EVERY_END)
+    platform.made(platform.create())
+    outbox = Outbox()
+    late = claimed_by(platform, outbox)
+    with platform.database.transaction() as connection:
+        DeliveryLog().resend(connection, platform.ada.id, late.id)
+    settle_late(platform, outbox, late, end)
+    row = one_row(platform)
+    assert (row.state, row.attempts, row.error) == ("pending", 0, None)
+    assert row.announce_at <= datetime.now(UTC)
+    deliverer.deliver(ids(platform))
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(("end", "state"), [("delivered", "delivered"), ("failed", "retrying")])
+def test_of_a_claim_that_ran_out_only_a_success_counts(platform: Platform, end: str, state: str) -> None:
+    Endpoint(platform, "http://127.0.0.1:9/hook", EVERY_END)
+    platform.made(platform.create())
+    outbox = Outbox()
+    late = claimed_by(platform, outbox)
+    make_due(platform)
+    other = claimed_by(platform, outbox)
+    with platform.database.transaction() as connection:
+        outbox.retry(connection, other, delay=timedelta(hours=1), error="refused", status=503)
+    settle_late(platform, outbox, late, end)
+    row = one_row(platform)
+    assert (row.state, row.announce_at is None) == (state, state == "delivered")
 
 
 # ---- secrets at rest ---------------------------------------------------------------------
@@ -289,9 +382,8 @@ def test_plain_secret_of_before_signs_and_is_sealed_by_the_batch(
         platform.made(platform.create())
         deliverer.deliver(ids(platform))
         assert receiver.requests[-1].verify(plain)
-        assert {one.column: one.lost for one in reseal(platform.database, platform.container.sealer)}[
-            "callback_endpoints.secret"
-        ] == 0
+        resealed = reseal(platform.database, platform.container.sealer, platform.registry)
+        assert {one.column: one.lost for one in resealed}["callback_endpoints.secret"] == 0
         assert not kept_secret(platform, endpoint.id).startswith("whsec_")
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from models import capacity as capacity_module
 from models.capacity import LONGEST_SECONDS, UNKNOWN_SECONDS, Capacity
 from models.errors import Unavailable
 from models.job import Priority
@@ -142,3 +144,16 @@ def test_full_ledger_is_503_until_it_drains_and_reads_and_cancels_pass(api: Api)
     assert api.request("POST", f"/api/v1/jobs/{first}/cancel").status == 200
     api.apply(*(one.json["id"] for one in answers[1:5]))
     wait_until(lambda: _create(api).status == 202, timeout_seconds=10, what="room again")
+
+
+def test_bulk_takes_the_room_of_all_that_is_in_it(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity_module, "_SHORTEST_REST_SECONDS", 60.0)
+    monkeypatch.setattr(capacity_module, "_LONGEST_REST_SECONDS", 60.0)
+    with running_api(platform.settings.database_url, tmp_path, max_open_jobs=5) as api:
+        wait_until(lambda: api.container.capacity._backlog is not None, what="the only reading")
+        one = {"operation": "create", "resource": "entities", "data": {"name": "a"}}
+        bulk = {"operations": [one] * 5}
+        assert api.request("POST", "/api/v1/bulk", json_body=bulk).status == 202
+        assert _create(api).status == 503

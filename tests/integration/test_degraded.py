@@ -5,6 +5,7 @@ The whole platform, by the README's own commands: ``tests/e2e/test_degraded.py``
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +37,8 @@ from tests.kit.waiting import wait_until
 
 ENTITIES = "/api/v1/entities"
 AT_ONCE_SECONDS = 1.0
+LOOKS = 5
+"""One of them may meet a stall of the machine; a wait of ours is met by each."""
 FIRST_SECONDS = 5.0
 """Half a second of suspicion and two of probing, on a busy machine."""
 
@@ -105,6 +108,11 @@ def _all_at_once(doors: dict[str, Callable[[], Answer]]) -> dict[str, tuple[Answ
         return dict(zip(doors, threads.map(_timed, doors.values()), strict=True))
 
 
+def _rarely_slow(slowest: list[float]) -> bool:
+    *others, last = sorted(slowest)
+    return others[-1] < AT_ONCE_SECONDS and last < FIRST_SECONDS
+
+
 # ---- PostgreSQL --------------------------------------------------------------------------
 
 
@@ -117,19 +125,21 @@ def test_database_away_is_503_with_retry_after_at_once(own: PostgresServer, api:
             assert (door, answer.status) == (door, 503)
             assert seconds < FIRST_SECONDS, door
         wait_until(lambda: api.container.database.away_seconds is not None, what="the breaker is open")
-        for _ in range(3):
-            for door, (answer, seconds) in _all_at_once(doors).items():
+        looks = [_all_at_once(doors) for _ in range(LOOKS)]
+        for look in looks:
+            for door, (answer, _) in look.items():
                 assert (door, answer.status, answer.headers["retry-after"]) == (door, 503, "1")
                 assert answer.json["error"] == "Unavailable"
-                assert seconds < AT_ONCE_SECONDS, door
-        ready, seconds = _timed(lambda: api.request("GET", "/health/ready", role=None))
-        assert ready.status == 503
-        assert "the database is away" in ready.json["checks"]["database"]
-        assert seconds < AT_ONCE_SECONDS
+        assert _rarely_slow([max(seconds for _, seconds in look.values()) for look in looks])
+        readies = [_timed(lambda: api.request("GET", "/health/ready", role=None)) for _ in range(LOOKS)]
+        for ready, _ in readies:
+            assert ready.status == 503
+            assert "the database is away" in ready.json["checks"]["database"]
+        assert _rarely_slow([seconds for _, seconds in readies])
         assert api.request("GET", "/health/live", role=None).status == 200
-        metrics, seconds = _timed(lambda: api.request("GET", "/metrics", role=None))
-        assert "\nwaybill_database_away 1.0" in metrics.body.decode()
-        assert seconds < AT_ONCE_SECONDS
+        scrapes = [_timed(lambda: api.request("GET", "/metrics", role=None)) for _ in range(LOOKS)]
+        assert all("\nwaybill_database_away 1.0" in metrics.body.decode() for metrics, _ in scrapes)
+        assert _rarely_slow([seconds for _, seconds in scrapes])
     wait_until(lambda: doors["submit"]().status == 202, timeout_seconds=10, what="it is back")
     wait_until(lambda: api.request("GET", "/health/ready", role=None).status == 200, timeout_seconds=10)
     assert "\nwaybill_database_away 0.0" in api.request("GET", "/metrics", role=None).body.decode()
@@ -148,6 +158,28 @@ def test_requests_that_wait_while_the_database_falls_silent_are_let_go(own: Post
     looker.close()
     assert answer.status == 503
     assert seconds < FIRST_SECONDS
+
+
+CREATION = {"operation": "create", "resource": "entities", "data": {"name": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(ENTITIES, {"name": "x"}), ("/api/v1/bulk", {"operations": [CREATION] * 2})]
+)
+def test_what_is_accepted_is_told_though_the_database_goes_away_before_its_outcome(
+    own: PostgresServer, api: Api, path: str, body: dict[str, object]
+) -> None:
+    count, headers = "SELECT count(*) FROM waybill.jobs", {"Prefer": "wait=4"}
+    with _own_connection(own) as looker, ThreadPoolExecutor(1) as threads:
+        before = looker.execute(count).fetchone()
+        waiting = threads.submit(lambda: api.request("POST", path, json_body=body, headers=headers))
+        wait_until(lambda: looker.execute(count).fetchone() != before, what="it is accepted")
+        time.sleep(1)  # the API knows it too
+        with _gone(own):
+            answer = waiting.result(timeout=20)
+    assert (answer.status, answer.headers["preference-applied"]) == (202, "wait=4")
+    told = answer.json.get("jobs", [answer.json])
+    assert [one["state"] for one in told] == ["queued"] * len(told)
 
 
 def test_statement_that_is_merely_slow_is_left_alone(api: Api) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from amqp import Message
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 
@@ -181,7 +182,7 @@ def test_parking_leaves_alone_what_somebody_else_has_sent_meanwhile(
     with platform.database.transaction() as connection:
         claimed = outbox.claim(connection, ids(platform))
     with platform.database.transaction() as connection:
-        outbox.delivered(connection, [claimed[1].id])
+        outbox.delivered(connection, [claimed[1]])
     platform.rows(
         "UPDATE deliveries SET announce_at = announce_at + interval '1 minute' WHERE id = :id",
         id=claimed[2].id,
@@ -199,13 +200,19 @@ def test_parking_leaves_alone_what_somebody_else_has_sent_meanwhile(
 
 
 class Listener:
-    """A queue of a client's own."""
+    """A queue of a client's own. One with ``room`` refuses what is beyond."""
 
-    def __init__(self, connection: Connection, name: str, key: str | None = None) -> None:
-        exchange = Exchange(EVENTS, "topic") if key else Exchange("")
-        self._queue = Queue(name, exchange, routing_key=key or name, auto_delete=False, durable=False)(
-            connection.default_channel
-        )
+    def __init__(
+        self, connection: Connection, name: str, key: str | None = None, *, room: int | None = None
+    ) -> None:
+        self._queue = Queue(
+            name,
+            Exchange(EVENTS, "topic") if key else Exchange(""),
+            routing_key=key or name,
+            auto_delete=False,
+            durable=False,
+            queue_arguments=None if room is None else {"x-max-length": room, "x-overflow": "reject-publish"},
+        )(connection.default_channel)
         self._queue.declare()
         self._queue.purge()
 
@@ -292,6 +299,90 @@ def test_unheard_events_cost_one_message_for_each_key(
     deliverer.deliver(ids(platform, "events"))
     assert keys == ["entities.create.succeeded", "tickets.create.succeeded"]
     assert deliveries(platform, "events")[0].state == "delivered"
+
+
+def test_reply_queue_that_is_full_holds_up_nobody_else_and_gets_its_reply_later(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
+) -> None:
+    full, ears = Listener(client, "full-answers", room=1), Listener(client, "ears", "entities.create.*")
+    other = Listener(client, "answers-to-ada")
+    client.default_channel.basic_publish(Message("in the way"), routing_key="full-answers")
+    first, later = platform.made(
+        platform.create(reply_to="full-answers"), platform.create(reply_to="answers-to-ada")
+    )
+    deliverer.deliver(ids(platform, "reply") + ids(platform, "events"))
+    assert other.message().headers["x-job-id"] == str(later.id)
+    assert [json.loads(ears.message().body)["subject"] for _ in range(2)] == [str(first.id), str(later.id)]
+    row, delivered = deliveries(platform, "reply")
+    assert (row.state, row.attempts, row.error) == ("retrying", 1, "the reply queue is full")
+    assert datetime.now(UTC) < row.announce_at < datetime.now(UTC) + timedelta(seconds=10)
+    assert delivered.state == "delivered"
+    for _ in range(5):
+        make_due(platform)
+        deliverer.deliver(ids(platform, "reply"))
+    row, _ = deliveries(platform, "reply")
+    assert (row.state, row.attempts) == ("retrying", 6)
+    assert row.announce_at > datetime.now(UTC) + timedelta(minutes=30), "ever more rarely"
+    assert full.message().body == "in the way"
+    make_due(platform)
+    deliverer.deliver(ids(platform, "reply"))
+    assert full.message().headers["x-job-id"] == str(first.id)
+    assert {row.state for row in deliveries(platform, "reply")} == {"delivered"}
+    for listener in (full, ears, other):
+        listener.end()
+
+
+def test_reply_is_given_up_when_its_queue_has_been_full_for_days(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
+) -> None:
+    full = Listener(client, "full-answers", room=1)
+    client.default_channel.basic_publish(Message("in the way"), routing_key="full-answers")
+    platform.made(platform.create(reply_to="full-answers"))
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '3 days'")
+    deliverer.deliver(ids(platform, "reply"))
+    full.end()
+    (row,) = deliveries(platform, "reply")
+    assert (row.state, row.announce_at) == ("failed", None)
+    assert "full" in row.error
+
+
+def test_listener_whose_queue_is_full_misses_nothing_and_gets_nothing_twice(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
+) -> None:
+    full, other = (
+        Listener(client, "small-ears", "entities.#", room=2),
+        Listener(client, "others", "tickets.#"),
+    )
+    jobs = platform.made(*(platform.create() for _ in range(5)), platform.ticket(str(datetime.now(UTC))))
+    (ticket,) = (job for job in jobs if job.resource == "tickets")
+    platform.made(platform.create())
+    deliverer.deliver(ids(platform, "events"))
+    assert json.loads(other.message().body)["subject"] == str(ticket.id)
+    assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    told = []
+    for _ in range(3):
+        told += [json.loads(full.message().body)["subject"] for _ in range(2)]
+        make_due(platform)
+        deliverer.deliver(ids(platform, "events"))
+    assert full.is_empty()
+    assert other.is_empty()
+    assert len(told) == len(set(told)) == 6
+    assert {row.state for row in deliveries(platform, "events")} == {"delivered"}
+    full.end()
+    other.end()
+
+
+def test_listener_whose_queue_is_full_keeps_nothing_from_another_of_the_same_events(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection
+) -> None:
+    full, other = Listener(client, "deaf", "entities.#", room=1), Listener(client, "alert", "entities.#")
+    jobs = platform.made(*(platform.create() for _ in range(4)))
+    deliverer.deliver(ids(platform, "events"))
+    told = [json.loads(other.message().body)["subject"] for _ in jobs]
+    assert told == [str(job.id) for job in jobs]
+    assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    full.end()
+    other.end()
 
 
 def test_events_tell_each_end_of_a_redriven_job_as_it_was(

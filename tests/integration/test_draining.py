@@ -26,7 +26,7 @@ from tests.kit.api import Api, running_api, serve
 from tests.kit.waiting import wait_until
 
 ENTITIES = "/api/v1/entities"
-LEAD_SECONDS = 2
+LEAD_SECONDS = 10
 pytestmark = pytest.mark.timeout(600)
 
 

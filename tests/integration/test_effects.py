@@ -21,7 +21,7 @@ from models.tables import metadata
 from tests.kit import readme
 from tests.kit.delivering import PatientDeliverer, deliveries, delivering, ids, make_due
 from tests.kit.platform import Platform, running_platform
-from tests.kit.receiver import WebhookReceiver, answer, close, hang
+from tests.kit.receiver import Exchange, WebhookReceiver, answer, close, hang
 
 MODULE = "readme_invoices_with_effects"
 KEY = "Bearer a-key-of-accounting"
@@ -233,11 +233,101 @@ def test_effect_falls_back_at_its_time_though_the_breaker_is_open(
     assert effects(platform)["book"].state == "failed"
 
 
+def test_effect_is_looked_at_again_when_its_time_is_up_though_the_breaker_stays_open(
+    platform: Platform, deliverer: PatientDeliverer
+) -> None:
+    platform.rows(
+        "INSERT INTO breakers (dependency, failures, opened_at, probe_at) "
+        "VALUES ('service:accounting', 5, now(), now() + interval '5 minutes')"
+    )
+    invoiced(platform, "G2")
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '11 hours 59 minutes'")
+    deliverer.deliver(ids(platform, "effect"))
+    in_time = "SELECT announce_at < now() + interval '61 seconds' FROM deliveries WHERE kind = 'effect'"
+    assert platform.rows(in_time) == [(True,)]
+
+
+@pytest.mark.parametrize("has_breaker", [False, True])
+@pytest.mark.parametrize("status", [503, 204])
+def test_effect_that_could_not_be_tried_until_its_time_is_tried_once(
+    platform: Platform,
+    deliverer: PatientDeliverer,
+    accounting: WebhookReceiver,
+    office: WebhookReceiver,
+    status: int,
+    *,
+    has_breaker: bool,
+) -> None:
+    accounting.will_always(answer(status))
+    if has_breaker:  # and its probe is due
+        platform.rows(
+            "INSERT INTO breakers (dependency, failures, opened_at, probe_at) "
+            "VALUES ('service:accounting', 5, now() - interval '5 minutes', now())"
+        )
+    invoiced(platform, f"L{status}{has_breaker}")
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '13 hours'")
+    for _ in range(2):
+        deliverer.deliver(ids(platform, "effect"))
+    assert len(accounting.requests) == 1
+    states = {name: row.state for name, row in effects(platform).items()}
+    if status == 204:
+        assert states == {"book": "delivered"}
+    else:
+        assert states == {"book": "failed", "complain": "delivered"}
+        assert "503" in json.loads(office.requests[0].body)["reason"]
+
+
+def test_worker_that_lacks_the_service_falls_back_when_its_time_is_up(
+    platform: Platform, app: Celery, deliverer: PatientDeliverer, office: WebhookReceiver
+) -> None:
+    invoiced(platform, "M1")
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '13 hours'")
+    with delivering(platform, app, services={"office": Service(url=office.url(""))}) as ignorant:
+        for _ in range(2):
+            ignorant.deliver(ids(platform, "effect"))
+    assert {name: row.state for name, row in effects(platform).items()} == {
+        "book": "failed",
+        "complain": "delivered",
+    }
+    assert "accounting" in json.loads(office.requests[0].body)["reason"]
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_effect_that_nobody_knows_is_given_up_after_days(
+    platform: Platform, deliverer: PatientDeliverer, accounting: WebhookReceiver, attempts: int
+) -> None:
+    invoiced(platform, f"N{attempts}")
+    platform.rows(
+        "UPDATE deliveries SET target = 'forgotten', attempts = :attempts WHERE kind = 'effect'",
+        attempts=attempts,
+    )
+    deliverer.deliver(ids(platform, "effect"))
+    assert effects(platform)["forgotten"].state == "pending"
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '4 days'")
+    make_due(platform)
+    deliverer.deliver(ids(platform, "effect"))
+    assert effects(platform)["forgotten"].state == "failed"
+    assert accounting.requests == []
+
+
+def test_refusal_that_comes_after_its_claim_ran_out_writes_no_fallback(
+    platform: Platform, deliverer: PatientDeliverer, accounting: WebhookReceiver
+) -> None:
+    def refuse_late(exchange: Exchange) -> None:
+        platform.rows("UPDATE deliveries SET announce_at = now() + interval '1 minute' WHERE kind = 'effect'")
+        answer(400)(exchange)
+
+    accounting.will(refuse_late)
+    invoiced(platform, "K1")
+    deliverer.deliver(ids(platform, "effect"))
+    assert {name: row.state for name, row in effects(platform).items()} == {"book": "pending"}
+
+
 def test_code_of_the_resource_that_fails_burns_no_attempt_and_no_thread(
     platform: Platform,
     deliverer: PatientDeliverer,
     accounting: WebhookReceiver,
-    monkeypatch: pytest.MonkeyPatch,
+    office: WebhookReceiver,
 ) -> None:
     invoiced(platform, "H1", "H2")
     platform.rows("UPDATE jobs SET result = '{}' WHERE result ->> 'number' = 'H1'")
@@ -246,8 +336,10 @@ def test_code_of_the_resource_that_fails_burns_no_attempt_and_no_thread(
     assert rows == [("delivered", 1), ("pending", 0)]
     platform.rows("UPDATE deliveries SET created_at = now() - interval '4 days'")
     make_due(platform)
-    deliverer.deliver(ids(platform, "effect"))
+    for _ in range(2):
+        deliverer.deliver(ids(platform, "effect"))
     assert "failed" in {row.state for row in deliveries(platform, "effect")}
+    assert len(office.requests) == 1, "the fallback"
 
 
 def test_worker_that_lacks_the_service_leaves_it_to_others(

@@ -28,18 +28,11 @@ ROOM = 100
 
 
 @pytest.fixture(scope="module")
-def broker(rabbitmq: RabbitMQServer) -> Iterator[Broker]:
-    made = Broker(rabbitmq.api_url, rabbitmq.url)
-    yield made
-    made.delete()
-
-
-@pytest.fixture(scope="module")
 def platform(
     broker: Broker, database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[IntakePlatform]:
     data_dir: Path = tmp_path_factory.mktemp("data")
-    pattern = r"reply\..+|amq\.gen-.+"
+    pattern = r"reply\.{user}(\..+)?|amq\.gen-.+"
     with intake_platform(broker, database_url, data_dir, {}, amqp_reply_queues=pattern) as made:
         yield made
 
@@ -56,7 +49,7 @@ def upstream(platform: IntakePlatform) -> Upstream:
 def test_only_queues_that_fit_the_pattern_are_answered_to(
     platform: IntakePlatform, upstream: Upstream, body: bytes
 ) -> None:
-    theirs = f"payroll.{uuid.uuid4().hex}"
+    theirs = f"reply.payroll-{uuid.uuid4().hex}"
     upstream.channel.queue_declare(theirs)
     message_id = upstream.publish("entities.create", body, reply_to=theirs)
     after = upstream.publish("entities.create", {"name": "after"})
@@ -67,8 +60,9 @@ def test_only_queues_that_fit_the_pattern_are_answered_to(
     assert upstream.channel.basic_get(theirs)[0] is None
 
 
-@pytest.mark.parametrize("queue", ["reply.crm", "reply.crm.orders"])
-def test_queues_that_fit_the_pattern_are_answered_to(upstream: Upstream, queue: str) -> None:
+@pytest.mark.parametrize("rest", ["", ".orders"])
+def test_queues_that_fit_the_pattern_are_answered_to(broker: Broker, upstream: Upstream, rest: str) -> None:
+    queue = f"reply.{broker.user}{rest}"
     upstream.channel.queue_declare(queue, exclusive=True)
     upstream.publish("entities.create", {"name": "answered"}, reply_to=queue)
 
@@ -76,8 +70,9 @@ def test_queues_that_fit_the_pattern_are_answered_to(upstream: Upstream, queue: 
     upstream.channel.queue_delete(queue)
 
 
-def test_name_that_fits_the_pattern_only_in_part_is_refused(upstream: Upstream) -> None:
-    message_id = upstream.publish("entities.create", {"name": "partly"}, reply_to="my.reply.crm")
+def test_name_that_fits_the_pattern_only_in_part_is_refused(broker: Broker, upstream: Upstream) -> None:
+    theirs = f"my.reply.{broker.user}"
+    message_id = upstream.publish("entities.create", {"name": "partly"}, reply_to=theirs)
 
     assert upstream.dead_letter(message_id).headers["x-waybill-reason"].startswith("400")
 

@@ -77,6 +77,10 @@ for command in commands.split():
 """
 
 
+_SOMEBODY = "gen_random_uuid(), 'somebody@example.org', 'none', 'user'"
+_THEIRS = "SELECT gen_random_uuid(), id, 'https://example.org/', 'none' FROM users"
+
+
 @pytest.fixture
 def url(postgres: PostgresServer) -> Iterator[str]:
     with fresh_database(postgres) as made:
@@ -151,6 +155,20 @@ def test_list_index_that_was_built_beforehand_is_taken_and_the_old_ones_go(
     assert drive("migrate compare current", url) == ["[]", "[]", "True"]
     with database.snapshot() as connection:
         assert connection.execute(oid).scalar_one() == built
+
+
+def test_columns_that_a_run_left_without_their_index_are_taken(url: str, database: Database) -> None:
+    migrate(database.engine)
+    with database.transaction() as connection:
+        command.downgrade(migrations._config(connection, ()), "0010")
+        connection.execute(text("INSERT INTO users (id, email, password_hash, role) SELECT " + _SOMEBODY))
+        connection.execute(text("INSERT INTO callback_endpoints (id, owner_id, url, secret) " + _THEIRS))
+        connection.execute(text("ALTER TABLE callback_endpoints ADD COLUMN missed_since timestamptz"))
+        connection.execute(text("ALTER TABLE callback_endpoints ADD COLUMN awaited_xid bigint"))
+    assert drive("current migrate current", url) == ["False", "[]", "True"]
+    with database.snapshot() as connection:
+        index = text("SELECT to_regclass('idx_callback_endpoints_missed_since') IS NOT NULL")
+        assert connection.execute(index).scalar_one()
 
 
 def test_plain_client_finds_the_tables(url: str, database: Database) -> None:

@@ -9,6 +9,7 @@ import pytest
 from models.errors import NotFound
 from models.ids import lane_key, new_id
 from models.job import Operation, Submission
+from tests.kit import stubs
 from tests.kit.platform import Platform, running_platform
 
 NOTE = {"type": "note", "value": 1}
@@ -16,13 +17,20 @@ NOTE = {"type": "note", "value": 1}
 
 @pytest.fixture(scope="module")
 def platform(database_url: str) -> Iterator[Platform]:
-    with running_platform(database_url) as made:
+    with running_platform(database_url, resources=("tests.kit.tickets", "tests.kit.stubs")) as made:
+        with made.database.transaction() as connection:
+            stubs.TABLE.create(connection)
         yield made
 
 
 def part(platform: Platform, operation: Operation, entity: UUID, one: UUID, data: Any = None) -> Submission:
     lane = lane_key("entities", entity)
     return platform.submission(operation, one, data, resource="related", parent_id=entity, lane=lane)
+
+
+def stub(platform: Platform, operation: Operation, ticket: UUID, one: UUID, seat: str = "1") -> Submission:
+    lane = lane_key("tickets", ticket)
+    return platform.submission(operation, one, {"seat": seat}, resource="stubs", parent_id=ticket, lane=lane)
 
 
 def outcomes(platform: Platform, ids: list[UUID]) -> list[Any]:
@@ -111,3 +119,24 @@ def test_taken_value_is_refused_within_the_set(platform: Platform, caplog: pytes
     )
     assert [job.error["status"] if job.error else 0 for job in jobs] == [0, 0, 0, 0, 409, 0, 0, 409]
     assert "batch split" not in caplog.text
+
+
+def test_parts_of_a_parent_whose_deletion_is_refused_are_still_there(platform: Platform) -> None:
+    """The parts went first, and came back with the rows that something else refers to."""
+    tickets = [platform.ticket("T-1"), platform.ticket("T-2")]
+    (free, kept), parts = (one.resource_id for one in tickets), [new_id(), new_id()]
+    platform.made(*tickets)
+    platform.made(
+        stub(platform, Operation.CREATE, free, parts[0]), stub(platform, Operation.CREATE, kept, parts[1])
+    )
+    platform.rows('CREATE TABLE refunds (ticket_id uuid REFERENCES "order-tickets")')
+    platform.rows("INSERT INTO refunds VALUES (:id)", id=kept)
+    ids = platform.accept(
+        *(platform.submission(Operation.DELETE, one, resource="tickets") for one in (free, kept)),
+        stub(platform, Operation.PATCH, free, parts[0], seat="2"),
+        stub(platform, Operation.PATCH, kept, parts[1], seat="2"),
+    )
+    platform.applier().apply(ids)
+    assert outcomes(platform, ids) == ["succeeded", 409, 404, "succeeded"]
+    left = [platform.instance(one, "stubs") for one in parts]
+    assert [one and one["seat"] for one in left] == [None, "2"]

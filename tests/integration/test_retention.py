@@ -329,6 +329,29 @@ def test_callback_that_is_being_sent_again_keeps_its_job(platform: Platform, ret
     assert exists(platform, job_id)
 
 
+def test_job_of_which_one_delivery_is_locked_keeps_the_others_too(
+    platform: Platform, retention: Retention
+) -> None:
+    endpoints = [
+        Endpoint(platform, f"https://{name}.example/hook", events=["job.succeeded"])
+        for name in ("one", "two")
+    ]
+    locked, free = ended(platform, **keyed("locked")), ended(platform, **keyed("free"))
+    platform.rows("UPDATE deliveries SET state = 'delivered', announce_at = NULL WHERE kind = 'callback'")
+    locked, free = (aged(platform, one, LONG_AGO) for one in (locked, free))
+    whole = {"jobs": 1, "job_events": 2, "deliveries": 2, "idempotency_keys": 1}
+    with platform.database.transaction() as other:
+        other.execute(
+            text("SELECT FROM deliveries WHERE job_id = :id AND endpoint_id = :endpoint FOR NO KEY UPDATE"),
+            {"id": locked, "endpoint": endpoints[0].id},
+        )
+        assert pruned(retention) == whole
+    assert (rows_of(platform, locked), exists(platform, free)) == (whole, False)
+    later = Retention(platform.database, finished=KEPT, audit=KEPT)
+    assert pruned(later) == whole
+    assert set(rows_of(platform, locked).values()) == {0}
+
+
 def test_callback_that_was_asked_for_again_meanwhile_keeps_its_job(
     platform: Platform, retention: Retention
 ) -> None:

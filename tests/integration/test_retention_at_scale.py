@@ -122,7 +122,7 @@ def clean(platform: Platform) -> None:
         due = [
             row[0] for row in connection.execute(text("SELECT id FROM deliveries WHERE announce_at <= now()"))
         ]
-        sent = [one.id for one in Outbox().claim(connection, due) if one.kind != "events"]
+        sent = [one for one in Outbox().claim(connection, due) if one.kind != "events"]
         Outbox().delivered(connection, sent, status=200)
     published(platform, timedelta(days=31))
     for (job_id,) in platform.rows("SELECT id FROM jobs"):

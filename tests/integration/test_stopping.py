@@ -158,6 +158,14 @@ class Scene:
     def is_somebody_waiting(self) -> bool:
         return bool(self.platform.rows("SELECT 1 FROM pg_locks WHERE NOT granted LIMIT 1"))
 
+    def admin_headers(self) -> dict[str, str]:
+        """With which a new admin passes Flower's door."""
+        email = f"{new_id()}@example.org"
+        with self.platform.database.transaction() as connection:
+            role = self.platform.admin.role
+            self.platform.container.users.add(connection, email, hash_password(PASSWORD), role)
+        return urllib3.make_headers(basic_auth=f"{email}:{PASSWORD}")
+
     def token(self) -> str:
         return self.platform.container.tokens.issue(self.platform.ada)
 
@@ -282,15 +290,11 @@ def consumer_with_a_batch_in_hand(scene: Scene) -> Iterator[AtWork]:
 @contextmanager
 def flower_with_a_log_in(scene: Scene) -> Iterator[AtWork]:
     """An admin is at its door while the table of users is locked."""
-    email = f"{new_id()}@example.org"
-    with scene.platform.database.transaction() as connection:
-        role = scene.platform.admin.role
-        scene.platform.container.users.add(connection, email, hash_password(PASSWORD), role)
+    headers = scene.admin_headers()
     statuses: list[int] = []
 
     def ask() -> None:
-        headers = urllib3.make_headers(basic_auth=f"{email}:{PASSWORD}")
-        url = f"http://127.0.0.1:{scene.flower_port}/workers?refresh=1"  # it asks them, which takes a second
+        url = f"http://127.0.0.1:{scene.flower_port}/workers"
         statuses.append(urllib3.request("GET", url, headers=headers, retries=False, timeout=30).status)
 
     with scene.running("flower") as process:
@@ -305,6 +309,32 @@ def flower_with_a_log_in(scene: Scene) -> Iterator[AtWork]:
                 assert statuses == [200] or statuses == [401]  # the lock may have lasted too long
 
             yield AtWork(process, go_on=let_go, look=look)
+
+
+@contextmanager
+def flower_with_a_slow_page(scene: Scene) -> Iterator[AtWork]:
+    """Its page of queues waits for the broker's management API."""
+    headers, pages = scene.admin_headers(), []
+
+    def ask() -> None:
+        url = f"http://127.0.0.1:{scene.flower_port}/broker"
+        pages.append(urllib3.request("GET", url, headers=headers, retries=False, timeout=30))
+
+    with WebhookReceiver() as broker_api:
+        depth = [{"name": INTAKE, "messages": 471}]
+        broker_api.will(answer(200, json.dumps(depth).encode(), delay_seconds=1.5))
+        with scene.running("flower", settings={"WAYBILL_BROKER_API_URL": broker_api.url("/api/")}) as process:
+            wait_until(lambda: _listens(scene.flower_port), timeout_seconds=90, what="Flower listens")
+            client = threading.Thread(target=ask, daemon=True)
+            client.start()
+            broker_api.wait_for(1, 30)
+
+            def look() -> None:
+                client.join(20)
+                assert pages[0].status == 200
+                assert b"471" in pages[0].data
+
+            yield AtWork(process, look=look)
 
 
 @contextmanager
@@ -378,6 +408,7 @@ KINDS: tuple[Callable[[Scene], AbstractContextManager[AtWork]], ...] = (
     worker_with_a_slow_callback,
     consumer_with_a_batch_in_hand,
     flower_with_a_log_in,
+    flower_with_a_slow_page,
     node_with_a_long_job,
     up_with_a_long_job,
 )

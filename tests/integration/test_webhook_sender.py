@@ -22,6 +22,8 @@ HOST = "hooks.example.com"
 SECRET = new_secret()
 BODY = '{"type":"job.succeeded","data":{"name":"Fjällräven"}}'.encode()
 SHORT = timedelta(seconds=1)
+SOON = 10
+"""Seconds: what is not held to a deadline takes 15, or for ever."""
 
 
 class Dns:
@@ -345,7 +347,7 @@ def test_slow_receiver_holds_the_sender_no_longer_than_the_deadline(
     answer, seconds = timed(lambda: send(hasty_sender, receiver.url(host=HOST)))
 
     assert answer == Answer(None, f"{HOST}: no answer within 1 s")
-    assert 0.9 < seconds < 3
+    assert 0.9 < seconds < SOON
 
 
 def test_slow_receiver_behind_tls_is_held_to_the_deadline_too(
@@ -356,7 +358,7 @@ def test_slow_receiver_behind_tls_is_held_to_the_deadline_too(
     answer, seconds = timed(lambda: send(hasty_sender, secure_receiver.url(host=HOST)))
 
     assert answer.status is None
-    assert seconds < 3
+    assert seconds < SOON
 
 
 def test_receiver_that_trickles_its_body_has_said_yes_and_is_left(
@@ -367,7 +369,7 @@ def test_receiver_that_trickles_its_body_has_said_yes_and_is_left(
     answer, seconds = timed(lambda: send(hasty_sender, receiver.url()))
 
     assert answer == Answer(200)
-    assert seconds < 3
+    assert seconds < SOON
 
 
 def test_receiver_that_never_reads_is_held_to_the_deadline(hasty_sender: WebhookSender) -> None:
@@ -377,7 +379,7 @@ def test_receiver_that_never_reads_is_held_to_the_deadline(hasty_sender: Webhook
         answer, seconds = timed(lambda: send(hasty_sender, url, body=b"x" * 30_000_000))
 
     assert answer == Answer(None, f"{HOST}: no answer within 1 s")
-    assert seconds < 3
+    assert seconds < SOON
 
 
 def test_stuck_tls_handshake_is_held_to_the_deadline(hasty_sender: WebhookSender) -> None:
@@ -387,7 +389,7 @@ def test_stuck_tls_handshake_is_held_to_the_deadline(hasty_sender: WebhookSender
         answer, seconds = timed(lambda: send(hasty_sender, url))
 
     assert answer == Answer(None, f"{HOST}: no answer within 1 s")
-    assert seconds < 3
+    assert seconds < SOON
 
 
 def test_stuck_dns_is_held_to_the_deadline(tls: ssl.SSLContext) -> None:
@@ -403,7 +405,7 @@ def test_stuck_dns_is_held_to_the_deadline(tls: ssl.SSLContext) -> None:
     release.set()
 
     assert answer == Answer(None, f"{HOST}: no answer within 1 s")
-    assert seconds < 3
+    assert seconds < SOON
 
 
 def test_endless_answer_is_left_after_64_kib(receiver: WebhookReceiver, sender: WebhookSender) -> None:
@@ -412,7 +414,7 @@ def test_endless_answer_is_left_after_64_kib(receiver: WebhookReceiver, sender: 
     answer, seconds = timed(lambda: send(sender, receiver.url()))
 
     assert answer == Answer(200)
-    assert seconds < 5
+    assert seconds < SOON
 
 
 def test_no_byte_beyond_64_kib_is_read(

@@ -20,9 +20,11 @@ from api_shim.routes.explain import QueueLook, unknown_queue
 from api_shim.routes.health import ReadinessCheck
 from api_shim.server import Edge, build, server_of
 from models.container import Container
+from models.errors import internal_problem
 from models.identity.principals import Principal, Role
 from models.identity.users import hash_password
-from models.job import Priority
+from models.job import JobState, Priority
+from models.ledger import Outcome
 from models.migrate import migrate
 from models.settings import Settings
 from tasks.applier import Applier
@@ -111,6 +113,15 @@ class Api:
         """Do a worker's work on these jobs, here and now."""
         self.applier.apply([UUID(job) for job in jobs])
 
+    def kill(self, job: str, message: str = "it broke", **error: Any) -> None:
+        """The job has died, whatever it was."""
+        problem = internal_problem("r") | {"message": message} | error
+        outcome = Outcome(
+            job_id=UUID(job), state=JobState.DEAD, attempt=8, error=problem, reason="RuntimeError"
+        )
+        with self.container.database.transaction() as connection:
+            self.container.ledger.finish(connection, [outcome])
+
     @contextmanager
     def worker(self) -> Iterator[None]:
         """Have every job applied as soon as it is announced."""
@@ -130,7 +141,7 @@ class Api:
         return found.json
 
     def raw(self, data: bytes, *, timeout: float = 10) -> bytes:
-        """Send bytes as they are; what came back until the server closed or went silent."""
+        """Send bytes as they are; what came back until the server closed, or was silent where it may be."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
             received = b""
@@ -138,7 +149,7 @@ class Api:
             try:
                 while chunk := connection.recv(65536):
                     received += chunk
-                    connection.settimeout(1)
+                    connection.settimeout(timeout if b"connection: close" in data.lower() else 1)
             except TimeoutError:
                 pass
             except ConnectionResetError:

@@ -1,5 +1,9 @@
 """The AMQP intake on a virtual host and a database of its own: broker, ledger, the consumer between them."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +49,19 @@ class IntakePlatform:
             thread.join(timeout=15)
             assert not thread.is_alive()
         self._running.clear()
+
+    def spawn(self, **environment: str) -> "subprocess.Popen[bytes]":
+        """A consumer as a process of its own, with more in its environment; it logs to its ``stdout``."""
+        settings = self.settings
+        common = {
+            **os.environ,
+            "WAYBILL_DATABASE_URL": settings.database_url,
+            "WAYBILL_BROKER_URL": settings.broker_url,
+            "WAYBILL_DATA_DIR": str(settings.data_dir),
+            "WAYBILL_AMQP_PRINCIPALS": json.dumps(settings.amqp_principals),
+        }
+        command = [sys.executable, "-c", "from deploy.cli import main; main(['consumer'])"]
+        return subprocess.Popen(command, env={**common, **environment}, stdout=subprocess.PIPE)
 
     def jobs(self, where: str = "true", **parameters: Any) -> list[Any]:
         statement = text(f"SELECT * FROM jobs WHERE {where} ORDER BY position")  # noqa: S608

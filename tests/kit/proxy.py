@@ -52,9 +52,13 @@ class CuttableProxy:
         while True:
             try:
                 client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target_port))
             except OSError:
                 return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target_port))
+            except OSError:  # the server is away, and may come back
+                client.close()
+                continue
             with self._lock:
                 if self._listener is not listener:
                     client.close()

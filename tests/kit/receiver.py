@@ -66,11 +66,12 @@ Behaviour = Callable[[Exchange], None]
 def answer(
     status: int = 204, body: bytes = b"", headers: Mapping[str, str] | None = None, delay_seconds: float = 0
 ) -> Behaviour:
-    """A well-formed answer, perhaps late."""
+    """A well-formed answer, perhaps late, and the last on its connection."""
 
     def behave(exchange: Exchange) -> None:
         exchange.rest(delay_seconds)
-        exchange.write(_head(status, {**(headers or {}), "Content-Length": str(len(body))}) + body)
+        framing = {"Content-Length": str(len(body)), "Connection": "close"}
+        exchange.write(_head(status, {**(headers or {}), **framing}) + body)
 
     return behave
 
@@ -116,6 +117,16 @@ def endless_head() -> Behaviour:
 def hang() -> Behaviour:
     """Say nothing and keep the connection open."""
     return lambda exchange: exchange.rest()
+
+
+def hold(until: Event) -> Behaviour:
+    """Answer well, but not before ``until``."""
+
+    def behave(exchange: Exchange) -> None:
+        until.wait(10)
+        answer()(exchange)
+
+    return behave
 
 
 def close() -> Behaviour:

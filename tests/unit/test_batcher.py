@@ -12,9 +12,10 @@ from models.errors import Contention, DatabaseUnavailable, Unavailable
 
 def test_what_waits_at_the_same_moment_shares_a_call_in_order() -> None:
     calls: list[list[int]] = []
-    is_free = threading.Event()
+    has_begun, is_free = threading.Event(), threading.Event()
 
     def double(items: Sequence[int]) -> list[int]:
+        has_begun.set()
         is_free.wait(5)
         calls.append(list(items))
         return [item * 2 for item in items]
@@ -22,7 +23,7 @@ def test_what_waits_at_the_same_moment_shares_a_call_in_order() -> None:
     async def scenario() -> list[int]:
         batcher = Batcher("test", double, max_batch=4)
         futures = [batcher.call(0)]
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(has_begun.wait, 5)
         futures += [batcher.call(item) for item in range(1, 7)]
         is_free.set()
         answers = await asyncio.gather(*futures)
@@ -118,16 +119,17 @@ def test_lasting_contention_is_told() -> None:
 
 
 def test_full_queue_refuses_at_once_with_retry_after() -> None:
-    is_free = threading.Event()
+    has_begun, is_free = threading.Event(), threading.Event()
 
     def function(items: Sequence[int]) -> list[int]:
+        has_begun.set()
         is_free.wait(5)
         return list(items)
 
     async def scenario() -> None:
         batcher = Batcher("test", function, max_waiting=2)
         first = batcher.call(0)
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(has_begun.wait, 5)
         others = [batcher.call(1), batcher.call(2)]
         with pytest.raises(Unavailable) as refused:
             batcher.call(3)

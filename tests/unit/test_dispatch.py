@@ -105,7 +105,12 @@ def test_closing_hands_back_what_was_not_begun_and_waits_for_the_rest(work: Work
     dispatch = Dispatch(work, threads=4)
     dispatch.put("stuck", items("stuck", 3))
     wait_until(lambda: work.under_way)
-    threading.Timer(0.2, work.gate.set).start()
+
+    def open_once_closing() -> None:
+        wait_until(lambda: dispatch._is_closed)
+        work.gate.set()
+
+    threading.Thread(target=open_once_closing).start()
     assert dispatch.close(5) == ["stuck:1", "stuck:2"]
     assert work.done == ["stuck:0"]
     assert dispatch.put("late", items("late", 1)) == ["late:0"]

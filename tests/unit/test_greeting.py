@@ -21,6 +21,16 @@ from models.settings import Settings
         ("redis://127.0.0.1:6/0", "redis://127.0.0.1:6/0"),
         ("amqp://w:geheim@a:1/v;amqp://w:geheim@b:2/v", "amqp://w:***@a:1/v;amqp://w:***@b:2/v"),
         ("postgresql://w:geheim@a:1,b:2/w?x=y", "postgresql://w:***@a:1,b:2/w?x=y"),
+        ("redis://h:6/0?db=1&password=ge@h;eim", "redis://h:6/0?db=1&password=***"),
+        ("postgresql://h/w?user=w&pass%77ord=geheim&x=y", "postgresql://h/w?user=w&pass%77ord=***&x=y"),
+        ("postgresql://w:ge:he:im@h/w", "postgresql://w:***@h/w"),
+        ("redis://:ge@h@im@h/0", "redis://:***@h/0"),
+        ("postgresql://w:ge/he@im@h:5/w", "postgresql://w:***@h:5/w"),
+        ("postgresql://w:ge?heim@h:5/w", "postgresql://w:***@h:5/w"),
+        ("redis://:ge;heim@h/0", "redis://:***@h/0"),
+        ("amqp://w:ge:heim@a:1/v;amqp://w:ge@heim@b:2/v", "amqp://w:***@a:1/v;amqp://w:***@b:2/v"),
+        ("w:geheim@h:15672", "w:***@h:15672"),
+        ("redis://w@[::1]:6/0", "redis://w@[::1]:6/0"),
     ],
 )
 def test_password_in_a_url_is_masked(url: str, shown: str) -> None:

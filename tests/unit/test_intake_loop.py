@@ -18,7 +18,7 @@ from models.capacity import Capacity
 from models.errors import BrokerUnavailable, Contention, DatabaseUnavailable, Invalid, Unavailable
 from models.identity.principals import Principal, Role
 from models.ids import new_id
-from models.intake import Answer, Intake, Receipt
+from models.intake import Answer, Intake, KeyedRequest, Receipt
 from models.job import Door, Job, JobState, Operation, Priority, Submission
 from tests.kit.waiting import wait_until
 
@@ -26,7 +26,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WHO = Principal(new_id(), "a@b.c", Role.ADMIN)
 
 
-def arrival(tag: int, message_id: str = "") -> Arrival:
+def arrival(tag: int, message_id: str = "", *, is_redelivered: bool = False) -> Arrival:
     return Arrival(
         routing_key="entities.create",
         body=b"{}",
@@ -34,6 +34,7 @@ def arrival(tag: int, message_id: str = "") -> Arrival:
         headers={},
         arrived_at=NOW,
         delivery_tag=tag,
+        is_redelivered=is_redelivered,
     )
 
 
@@ -111,12 +112,24 @@ class ScriptedDesk:
             idempotency_key=name,
         )
 
+    def request(self, one: Arrival) -> KeyedRequest:
+        name = str(one.properties["message_id"])
+        if name.startswith("bug"):
+            raise ZeroDivisionError
+        return KeyedRequest(WHO.id, Door.AMQP, name, b"")
+
 
 class ScriptedIntake:
     """Accepts, after the failures that it is told; breaks on a batch with ``poison``."""
 
-    def __init__(self, failures: Sequence[Exception] = (), state: JobState = JobState.QUEUED) -> None:
+    def __init__(
+        self,
+        failures: Sequence[Exception] = (),
+        state: JobState = JobState.QUEUED,
+        recall_failures: Sequence[Exception] = (),
+    ) -> None:
         self._failures = list(failures)
+        self._recall_failures = list(recall_failures)
         self._state = state
         self.replayed: set[str] = set()
 
@@ -126,6 +139,14 @@ class ScriptedIntake:
         if any(one.idempotency_key == "poison" for one in batch):
             raise ZeroDivisionError
         return [Receipt(_job(one, self._state), one.request_id in self.replayed) for one in batch]
+
+    def recall(self, requests: Sequence[KeyedRequest]) -> list[Receipt | None]:
+        if self._recall_failures:
+            raise self._recall_failures.pop(0)
+        done = ScriptedDesk().submission(arrival(0, "earlier"))
+        return [
+            Receipt(_job(done, self._state), True) if one.key in self.replayed else None for one in requests
+        ]
 
 
 class ScriptedCapacity:
@@ -233,6 +254,26 @@ def test_replays_and_scheduled_jobs_are_not_announced() -> None:
     assert ("announced", 1) in Bench([arrival(1), arrival(2)], intake=replaying).run()
     scheduling = ScriptedIntake(state=JobState.SCHEDULED)
     assert ("announced", 0) in Bench([arrival(1)], intake=scheduling).run()
+
+
+def test_refused_message_that_comes_again_is_the_job_that_it_became() -> None:
+    intake = ScriptedIntake(recall_failures=[DatabaseUnavailable("away")])
+    intake.replayed = {"bad-1", "bad-2"}
+    batch = [arrival(tag, f"bad-{tag}", is_redelivered=tag > 1) for tag in (1, 2, 3)]
+
+    assert Bench(batch, intake=intake).run() == [
+        ("letters", ["bad-1", "bad-3"]),
+        ("replies", ["job.rejected", "job.accepted", "job.rejected"]),
+        ("announced", 0),
+        ("ack", 3),
+    ]
+
+
+def test_message_that_breaks_our_code_again_and_again_harms_no_neighbour() -> None:
+    told = Bench([arrival(1, "bug", is_redelivered=True), arrival(2)]).run()
+
+    assert told[-1] == ("ack", 2)
+    assert ("letters", ["bug"]) in told
 
 
 @pytest.mark.parametrize("fault", [DatabaseUnavailable("away"), Contention("deadlock")])

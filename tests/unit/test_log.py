@@ -52,6 +52,10 @@ def test_line_has_its_members() -> None:
         "postgresql://waybill:hunter2hunter2@127.0.0.1:5432/waybill is away",
         "amqp://guest:hunter2hunter2@host//",
         "https://hunter2hunter2@example.com/",
+        "redis://:p@hunter2hunter2@host/0 is away",
+        "postgresql://waybill:a:hunter2hunter2@host/waybill",
+        "postgresql://waybill:a/hunter2hunter2@host/waybill",
+        "redis://host:6379/0?password=a,hunter2hunter2",
         'password="hunter2hunter2"',
         "password: hunter2hunter2, user: ada",
         '{"accessToken": "hunter2hunter2"}',
@@ -82,7 +86,13 @@ def test_secret_in_a_traceback_is_masked() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["GET /api/v1/entities 200", "https://example.com/a@b", "3 jobs in waybill.jobs"]
+    "text",
+    [
+        "GET /api/v1/entities 200",
+        "https://example.com/a@b",
+        "https://example.com:8443/a@b",
+        "3 jobs in waybill.jobs",
+    ],
 )
 def test_harmless_text_stays(text: str) -> None:
     assert masked(text) == text

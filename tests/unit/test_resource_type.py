@@ -4,23 +4,29 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from pydantic import JsonValue, create_model
+from pydantic import Field, JsonValue, create_model
 from sqlalchemy import (
+    ARRAY,
     CHAR,
     Boolean,
     Column,
     Computed,
     DateTime,
+    Float,
     ForeignKey,
     Index,
+    Integer,
+    Interval,
+    LargeBinary,
     MetaData,
     Numeric,
+    PickleType,
     String,
     Table,
     Text,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INET, JSONB
 
 from models.errors import ConfigurationError
 from models.identity.principals import Role
@@ -89,6 +95,37 @@ def test_table_that_lacks_the_platforms_columns_is_refused() -> None:
 def test_schema_member_without_a_column_is_refused(role: str) -> None:
     with pytest.raises(ConfigurationError, match="no column for is_paid"):
         parcels(**{role: ParcelWithFlag})
+
+
+def test_write_only_member_that_is_shown_is_refused() -> None:
+    class Secret(Parcel):
+        label: str = Field(json_schema_extra={"writeOnly": True})
+
+    with pytest.raises(ConfigurationError, match="read schema shows label"):
+        parcels(create=Secret)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        JSONB(),
+        Interval(),
+        LargeBinary(),
+        ARRAY(Integer),
+        INET(),
+        Numeric(12, 2, asdecimal=False),
+        Float(asdecimal=True),
+        PickleType(),
+    ],
+)
+def test_sortable_column_whose_values_are_no_places_is_refused(kind: Any) -> None:
+    seen = create_model("Seen", __base__=SeenParcel, size=(Any, ...))
+    column = Column("size", kind, nullable=False, default=1)
+    with pytest.raises(ConfigurationError, match=r"sorted by size: .*sortable=.*text, whole numbers"):
+        parcels(column, read=seen, sortable=("label", "size"))
+    assert parcels(Column("size", kind, nullable=False, default=1), read=seen, sortable=("label",)).sorts == {
+        "label": "label"
+    }
 
 
 def test_column_that_no_creation_can_fill_is_refused() -> None:

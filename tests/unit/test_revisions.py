@@ -1,5 +1,8 @@
 """Migrations as they declare themselves: none that is marked as expanding breaks who does not know it."""
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,39 @@ def test_migrations_come_in_an_order_in_which_they_can_run(tmp_path: Path) -> No
     assert [one.id for one in known] == [*(one.id for one in BUILT_IN), "ccc", "bbb"]
     assert known.heads == ("bbb",)
     assert known.with_ancestors(["ccc", "unknown"]) == {*(one.id for one in BUILT_IN), "ccc"}
+
+
+class Garbage:
+    """Freed while whoever allocates next is at work, which another thread may interrupt."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        for _ in range(50):
+            pass
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """They take turns as often as they can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+def test_threads_may_read_them_at_once(restless_threads: None) -> None:
+    """Two that migrate, or one that is being looked at while it does."""
+
+    def read_often() -> int:
+        for _ in range(20):
+            Garbage()
+            known_revisions()
+        return 20
+
+    with ThreadPoolExecutor(2) as both:
+        assert [one.result(60) for one in [both.submit(read_often) for _ in range(2)]] == [20, 20]
 
 
 def test_migrations_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:

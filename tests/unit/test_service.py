@@ -243,6 +243,15 @@ def test_missing_instance_is_404(operation: Operation) -> None:
 
 
 @pytest.mark.parametrize("operation", [Operation.PATCH, Operation.REPLACE, Operation.DELETE, Operation.READ])
+def test_job_of_a_hidden_instance_fails_in_the_words_of_a_missing_one(operation: Operation) -> None:
+    with pytest.raises(NotFound) as missing:
+        apply(operation, {"name": "x"}, principal=BOB)
+    with pytest.raises(NotFound) as hidden:
+        apply(operation, {"name": "x"}, row(), principal=BOB)
+    assert hidden.value.problem("r") == missing.value.problem("r")
+
+
+@pytest.mark.parametrize("operation", [Operation.PATCH, Operation.REPLACE, Operation.DELETE, Operation.READ])
 @pytest.mark.parametrize("if_match", [1, 2, 4])
 def test_other_version_than_demanded_is_412_with_the_current_one(operation: Operation, if_match: int) -> None:
     with pytest.raises(PreconditionFailed) as caught:

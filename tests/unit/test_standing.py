@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
 from models.errors import DatabaseUnavailable, Unauthorized
 from models.identity.principals import Principal, Role
@@ -23,12 +24,15 @@ class Users:
         self.row: tuple[Any, ...] = (ADA.id, ADA.email, "user", False, 0.0)
         self.is_away = False
         self.queries = 0
+        self.fault: Exception | None = None
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:
         self.queries += 1
         if self.is_away:
             raise DatabaseUnavailable("away")
+        if self.fault is not None:
+            raise self.fault
         yield self
 
     def execute(self, *_: object) -> Any:
@@ -104,6 +108,12 @@ def test_known_user_is_believed_for_a_minute_without_the_database(
         standings.of(new_id())
     users.is_away, clock.time = False, 63
     assert standings.of(ADA.id).admit(TOKEN) == ADA
+
+
+def test_database_without_its_tables_is_one_that_is_away(standings: Standings, users: Users) -> None:
+    users.fault = ProgrammingError("SELECT", {}, Exception("no such table"))
+    with pytest.raises(DatabaseUnavailable):
+        standings.of(ADA.id)
 
 
 def test_database_that_is_away_is_asked_once_a_second(

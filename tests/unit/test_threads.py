@@ -33,12 +33,18 @@ def test_who_would_wait_behind_too_many_is_refused() -> None:
 
 
 def test_who_has_waited_too_long_is_refused_and_the_work_not_done() -> None:
-    threads, gate, done = Threads("some", 1, max_waiting=5, patience_seconds=0.05), threading.Event(), []
+    threads, gate, done = Threads("some", 1, max_waiting=5, patience_seconds=0.5), threading.Event(), []
+    has_begun = threading.Event()
+
+    def wait() -> bool:
+        has_begun.set()
+        return gate.wait(10)
 
     async def come() -> list[object]:
-        busy = asyncio.ensure_future(threads.call(gate.wait, 10))
+        busy = asyncio.ensure_future(threads.call(wait))
+        await asyncio.to_thread(has_begun.wait, 10)
         late = asyncio.ensure_future(threads.call(done.append, "late"))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
         gate.set()
         return await asyncio.gather(busy, late, return_exceptions=True)
 

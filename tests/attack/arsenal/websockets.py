@@ -146,7 +146,13 @@ def _unmasked(target: Target) -> int:
     )
     received = b""
     with socket.create_connection(("127.0.0.1", target.port), timeout=10) as link:
-        link.sendall(head + b"\x81\x02{}")
+        link.sendall(head)
+        while b"\r\n\r\n" not in received:  # what comes with the handshake is not read as a frame
+            chunk = link.recv(4096)
+            if not chunk:
+                return 1
+            received += chunk
+        link.sendall(b"\x81\x02{}")
         while chunk := link.recv(4096):  # until it closes
             received += chunk
     frames = received.partition(b"\r\n\r\n")[2]

@@ -1,0 +1,107 @@
+"""What is somebody else's and hidden answers as what is not there: nobody learns which ids exist."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.identity.principals import Role
+from models.ids import new_id
+from tests.kit.api import Answer, Api, running_api
+
+ENTITIES = "/api/v1/entities"
+BODIES: dict[str, Any] = {
+    "POST": {"type": "note", "value": 1},
+    "PUT": {"name": "mine"},
+    "PATCH": {"name": "mine"},
+}
+
+
+@dataclass(frozen=True)
+class Ids:
+    """An entity and a part of it."""
+
+    entity: str
+    part: str
+
+
+@pytest.fixture(scope="module")
+def api(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running_api(database_url, Path(tmp_path_factory.mktemp("data"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def foreign(api: Api) -> Ids:
+    entity = api.create(role=Role.ADMIN)["id"]
+    job = api.request("POST", f"{ENTITIES}/{entity}/related", role=Role.ADMIN, json_body=BODIES["POST"]).json
+    api.apply(job["id"])
+    return Ids(entity, job["resourceId"])
+
+
+def unknown() -> Ids:
+    return Ids(str(new_id()), str(new_id()))
+
+
+def told(answer: Answer, ids: Ids) -> dict[str, Any]:
+    """The problem without what belongs to the request, but for ids that its words give away."""
+    problem: dict[str, Any] = answer.json
+    problem.pop("requestId")
+    problem.pop("instance", None)
+    assert ids.entity not in answer.body.decode()
+    assert ids.part not in answer.body.decode()
+    return problem | {"status": answer.status}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "{entity}"),
+        ("GET", "{entity}?minVersion=1"),
+        ("GET", "{entity}/related"),
+        ("GET", "{entity}/related/{part}"),
+        ("PUT", "{entity}"),
+        ("PATCH", "{entity}"),
+        ("DELETE", "{entity}"),
+        ("POST", "{entity}/related"),
+        ("PUT", "{entity}/related/{part}"),
+        ("PATCH", "{entity}/related/{part}"),
+        ("DELETE", "{entity}/related/{part}"),
+    ],
+)
+def test_hidden_and_unknown_are_refused_in_the_same_words(
+    api: Api, foreign: Ids, method: str, path: str
+) -> None:
+    body = BODIES.get(method)
+    if "part" in path and body is not None:
+        body = {"type": "tag", "value": 2}
+    problems = []
+    for ids in (foreign, unknown(), Ids(foreign.entity, str(new_id()))):
+        target = f"{ENTITIES}/{path.format(entity=ids.entity, part=ids.part)}"
+        problems.append(told(api.request(method, target, json_body=body), ids))
+    assert problems[0] == problems[1] == problems[2]
+    assert problems[0]["status"] == 404
+
+
+def test_hidden_and_unknown_are_refused_in_the_same_words_by_a_bulk(api: Api, foreign: Ids) -> None:
+    problems = []
+    for ids in (foreign, unknown()):
+        aim = {"resource": "entities", "id": ids.entity}
+        parts = {"resource": "related", "parentId": ids.entity}
+        part = {"id": ids.part, **parts}
+        operations = [
+            {"operation": "replace", **aim, "data": BODIES["PUT"]},
+            {"operation": "patch", **aim, "data": BODIES["PATCH"]},
+            {"operation": "delete", **aim},
+            {"operation": "create", **parts, "data": BODIES["POST"]},
+            {"operation": "patch", **part, "data": BODIES["POST"]},
+            {"operation": "delete", **part},
+        ]
+        answer = api.request("POST", "/api/v1/bulk", json_body={"operations": operations})
+        assert answer.status == 202
+        assert ids.entity not in answer.body.decode()
+        problems.append([item["error"] | {"requestId": ""} for item in answer.json["jobs"]])
+        assert [one["status"] for one in problems[-1]] == [404] * len(operations)
+    assert problems[0] == problems[1]

@@ -1,0 +1,317 @@
+"""What an endpoint missed while it was disabled: all of it is made up for once it is recovered, each once."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from celery import Celery
+from sqlalchemy import Connection
+
+from models.deliveries import delivery_log
+from models.deliveries.delivery_log import DeliveryLog
+from models.deliveries.outbox import Outbox
+from models.errors import BrokerUnavailable, Contention
+from tasks import sweeper as sweeper_module
+from tasks.app import make_app
+from tasks.courier import CallbackCourier
+from tasks.sweeper import Sweeper
+from tests.kit.delivering import Endpoint, deliveries
+from tests.kit.platform import Platform
+from tests.kit.tickets import BROKEN
+from tests.kit.waiting import wait_until
+
+EVERY_END = ("job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead")
+
+
+@pytest.fixture
+def endpoint(platform: Platform) -> Endpoint:
+    return Endpoint(platform, "http://127.0.0.1:9/hook", EVERY_END)
+
+
+@pytest.fixture
+def sweeper(platform: Platform, app: Celery, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeper]:
+    """It looks for what was missed at each sweep, not once a second."""
+    monkeypatch.setattr(sweeper_module, "PERIOD", timedelta(0))
+    made = Sweeper(platform.database, platform.ledger, Outbox(), app)
+    yield made
+    made._publisher.close()
+
+
+def disable(platform: Platform, endpoint: Endpoint) -> None:
+    with platform.database.transaction() as connection:
+        platform.container.endpoints.disable(connection, endpoint.id, "it was told to")
+
+
+def recover(platform: Platform, endpoint: Endpoint, since: datetime | None = None) -> int:
+    with platform.database.transaction() as connection:
+        enabled = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id, since)
+        return DeliveryLog().recover(connection, enabled, since)
+
+
+def outcomes(platform: Platform, count: int) -> list[UUID]:
+    return [job.id for job in platform.made(*(platform.create() for _ in range(count)))]
+
+
+def told(platform: Platform) -> list[UUID]:
+    """The jobs that callbacks are about, in the order of their outcomes."""
+    return [row.job_id for row in deliveries(platform)]
+
+
+def owes(platform: Platform) -> bool:
+    """Whether something may still have to be made up for."""
+    ((missed_since,),) = platform.rows("SELECT missed_since FROM callback_endpoints")
+    return missed_since is not None
+
+
+def sweep_until_nothing_is_owed(platform: Platform, sweeper: Sweeper) -> None:
+    def is_done() -> bool:
+        sweeper.sweep()
+        return not owes(platform)
+
+    wait_until(is_done, what="what was missed")
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_log, "RECOVERED_AT_ONCE", 1)
+
+
+# ---- more than one recovery makes up for -------------------------------------------------
+
+
+def test_one_recovery_is_enough_however_much_was_missed(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, one_at_a_time: None
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 3)
+
+    assert recover(platform, endpoint) == 1
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed
+
+
+def test_rest_is_made_up_for_while_the_broker_is_away(
+    platform: Platform, endpoint: Endpoint, one_at_a_time: None
+) -> None:
+    nowhere = make_app(platform.settings.model_copy(update={"broker_url": "amqp://127.0.0.1:1"}))
+    disable(platform, endpoint)
+    missed = outcomes(platform, 2)
+    recover(platform, endpoint)
+
+    with pytest.raises(BrokerUnavailable):
+        Sweeper(platform.database, platform.ledger, Outbox(), nowhere).sweep()
+
+    assert told(platform) == missed
+
+
+def test_one_that_is_disabled_again_gets_the_rest_when_it_is_recovered_again(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, one_at_a_time: None
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 2)
+    recover(platform, endpoint)
+    disable(platform, endpoint)
+    sweeper.sweep()
+    assert told(platform) == missed[:1]
+    missed += outcomes(platform, 1)
+
+    assert recover(platform, endpoint) == 1
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed
+
+
+def test_those_who_sweep_at_once_make_up_for_an_outcome_once(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, one_at_a_time: None
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 3)
+    recover(platform, endpoint)
+
+    with platform.database.transaction() as connection:
+        assert DeliveryLog().make_up(connection) == 1
+        sweeper.sweep()
+    assert told(platform) == missed[:2]
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed
+
+
+# ---- outcomes that come to light late ----------------------------------------------------
+
+
+def test_outcome_that_was_not_committed_yet_when_it_was_recovered_is_made_up_for(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper
+) -> None:
+    (late,) = platform.accept(platform.create())
+    disable(platform, endpoint)
+    with platform.database.transaction() as worker:
+        platform.ledger.cancel(worker, late)  # sees it disabled
+        assert recover(platform, endpoint) == 0
+        for _ in range(3):
+            sweeper.sweep()
+        assert owes(platform)
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == [late]
+
+
+def test_so_is_one_that_began_while_it_was_being_recovered(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper
+) -> None:
+    (late,) = platform.accept(platform.create())
+    disable(platform, endpoint)
+    with platform.database.transaction() as worker:
+        with platform.database.transaction() as connection:
+            enabled = platform.container.endpoints.enable(connection, platform.ada.id, endpoint.id)
+            assert DeliveryLog().recover(connection, enabled, None) == 0
+            platform.ledger.cancel(worker, late)  # has the younger transaction id, and sees it disabled
+        for _ in range(3):
+            sweeper.sweep()
+        assert owes(platform)
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == [late]
+
+
+def test_outcome_that_saw_it_enabled_is_not_told_twice(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 1)
+    recover(platform, endpoint)
+    seen = outcomes(platform, 1)
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed + seen
+
+
+# ---- how far back ------------------------------------------------------------------------
+
+
+def test_what_was_missed_before_the_time_given_is_left_out_for_good(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, one_at_a_time: None
+) -> None:
+    disable(platform, endpoint)
+    outcomes(platform, 1)
+    since = datetime.now(UTC)
+    missed = outcomes(platform, 2)
+
+    assert recover(platform, endpoint, since) == 1
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed
+
+
+def test_later_recovery_takes_nothing_back_from_an_earlier_one(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, one_at_a_time: None
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 3)
+    recover(platform, endpoint)
+
+    assert recover(platform, endpoint, datetime.now(UTC)) == 1
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed
+
+
+def test_one_that_was_never_disabled_missed_nothing(platform: Platform) -> None:
+    outcomes(platform, 1)
+    endpoint = Endpoint(platform, "http://127.0.0.1:9/hook", EVERY_END)
+
+    assert recover(platform, endpoint) == 0
+    assert not owes(platform)
+
+
+def test_rest_outlives_a_recovery_by_the_version_before(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, one_at_a_time: None
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 2)
+    recover(platform, endpoint)
+    disable(platform, endpoint)
+    platform.rows(
+        "UPDATE callback_endpoints "
+        "SET disabled = false, disabled_at = NULL, disabled_reason = NULL, failing_since = NULL"
+    )
+    sweep_until_nothing_is_owed(platform, sweeper)
+
+    assert told(platform) == missed
+
+
+# ---- what is no outcome ------------------------------------------------------------------
+
+
+def die(platform: Platform) -> UUID:
+    (job,) = platform.accept(platform.ticket("dies", note=BROKEN))
+    for _ in range(3):
+        platform.applier().apply([job])
+    return job
+
+
+def discard(platform: Platform, job: UUID) -> None:
+    with platform.database.transaction() as connection:
+        platform.ledger.discard(connection, [job])
+
+
+def test_discard_is_no_second_outcome(platform: Platform, endpoint: Endpoint) -> None:
+    job = die(platform)
+    (told,) = deliveries(platform)
+    disable(platform, endpoint)
+    discard(platform, job)
+
+    assert recover(platform, endpoint) == 0
+    assert deliveries(platform) == [told]
+
+
+def test_death_that_was_missed_is_told_once_though_it_was_discarded(
+    platform: Platform, endpoint: Endpoint
+) -> None:
+    disable(platform, endpoint)
+    job = die(platform)
+    discard(platform, job)
+
+    assert recover(platform, endpoint) == 1
+    assert [row.job_id for row in deliveries(platform)] == [job]
+
+
+# ---- what was claimed before -------------------------------------------------------------
+
+
+def test_callback_that_is_looked_at_while_its_endpoint_is_recovered_is_sent(
+    platform: Platform, endpoint: Endpoint
+) -> None:
+    outcomes(platform, 1)
+    outbox, endpoints = Outbox(), platform.container.endpoints
+    courier = CallbackCourier(cast(Any, None), cast(Any, None), endpoints, outbox)
+    disable(platform, endpoint)
+    with platform.database.transaction() as connection:
+        (claimed,) = outbox.claim(connection, [row.id for row in deliveries(platform)])
+    with platform.database.transaction() as connection:
+        mine = outbox.extend(connection, claimed)
+        assert mine is not None
+        assert mine.is_disabled
+        assert recover(platform, endpoint) == 0
+        assert courier.obstacle(connection, mine) is None
+    disable(platform, endpoint)
+    with platform.database.transaction() as connection:
+        assert courier.obstacle(connection, mine) is not None
+
+
+def test_what_takes_too_long_to_look_up_keeps_no_sweep(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Connection] = []
+
+    def tire(_: DeliveryLog, connection: Connection) -> int:
+        looks.append(connection)
+        raise Contention("a statement took too long")
+
+    monkeypatch.setattr(DeliveryLog, "make_up", tire)
+    for _ in range(3):
+        sweeper.sweep()
+    assert len(looks) == 1
