@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from amqp.exceptions import ConsumerCancelled
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
+from tasks.topology import declare_celery_queues
 from tasks.watchdog import Watchdog
 
 LONGEST_PAUSE_SECONDS = 3
@@ -55,6 +57,11 @@ class PlainConsumer(Consumer):
     a queue while its leader is away: four workers made hundreds of connections in half a minute, each with a
     page in the broker's log.
 
+    Queues are declared as ``topology`` does it: Celery would make one again while its deletion is under way.
+
+    Where a queue is deleted, the broker ends our consumer. Celery's loop does not hear it in its first tenth
+    of a second, and would consume nothing for ever: here it is looked for, and the connection made anew.
+
     Where its loop is the process's main one, a watchdog ends the process when the loop stands still.
 
     Celery acknowledges a message that it cannot decode, and it is gone; one that it can decode and not
@@ -68,6 +75,7 @@ class PlainConsumer(Consumer):
             step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
         ]
 
+    task_consumer: Any
     _patience: Patience | None = None
     _beat: Callable[[], None] = staticmethod(lambda: None)
 
@@ -84,6 +92,8 @@ class PlainConsumer(Consumer):
         """Let the loop of a connection beat; of a pool of processes."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(1, self._beat)
+        if self.app.conf.task_queues:
+            hub.call_repeatedly(1, self._look_for_ended_consumers)
 
     def perform_pending_operations(self) -> None:
         """Celery's own, which the loop of a pool of threads does in each round."""
@@ -98,7 +108,14 @@ class PlainConsumer(Consumer):
             self._beat()
             maybe_shutdown()
             time.sleep(min(left, 0.2))
-        return super().connect()
+        connection = super().connect()
+        try:
+            if self.app.conf.task_queues:
+                declare_celery_queues(connection)
+        except BaseException:
+            connection.collect()
+            raise
+        return connection
 
     def ensure_connected(self, conn: Any) -> Any:
         """Celery's own, with a bound to its pauses, for which it has no setting."""
@@ -113,6 +130,16 @@ class PlainConsumer(Consumer):
 
         conn.ensure_connection = ensure_connection
         return super().ensure_connected(conn)
+
+    def _look_for_ended_consumers(self) -> None:
+        """Raise what Celery left unheard.
+
+        Raises:
+            ConsumerCancelled: The broker has ended a consumer of ours.
+        """
+        for tag in self.task_consumer._active_tags.values() if self.task_consumer else ():
+            if tag not in self.task_consumer.channel.callbacks:
+                raise ConsumerCancelled(f"the broker ended consumer {tag}")
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Let the broker dead-letter what cannot be decoded."""

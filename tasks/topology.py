@@ -4,13 +4,18 @@ Celery's queues carry wake-up calls that the sweep repeats, so a delivery limit 
 once) dead-lettering do; what dies there is collected (``consumers.dead_messages``). The intake queue
 carries what is not in the ledger yet: it has no delivery limit, and what expires in it is handed on
 at least once, to be refused with a reason.
+
+A queue that is missing is made after a pause. It may have been deleted just now, and who consumed from it
+not been told yet: where it is made again within some 30 ms, RabbitMQ before 4.0 (seen with 3.10) lets that
+consumer consume from the new queue, forgets it at once, and never tells it: its messages reach nobody.
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from amqp.exceptions import AccessRefused, PreconditionFailed
+from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from kombu import Connection, Exchange, Queue
 
 from models.errors import ConfigurationError
@@ -26,6 +31,9 @@ from tasks.names import (
 
 DELIVERY_LIMIT = 20
 """Deliveries without an ack after which the broker gives a Celery message up."""
+
+DELETION_SECONDS = 0.5
+"""How long the broker may take to tell the consumers of a deleted queue."""
 
 _log = logging.getLogger("waybill.topology")
 _QUORUM = {"x-queue-type": "quorum"}
@@ -74,12 +82,20 @@ def declare(connection: Connection) -> None:
         ConfigurationError: A queue or exchange exists with other arguments, or is missing and may
             not be made; one line that says which and what to do.
     """
+    _await_deletion(connection, *_TARGETS_FIRST, DEAD_MESSAGES_QUEUE, INTAKE_QUEUE)
     _declare(connection, EVENTS_EXCHANGE)
     limit = unlimited(getattr(connection.connection, "server_properties", None) or {})
     _declare_unlimited(connection, DEAD_MESSAGES_QUEUE, limit)
     for queue in _TARGETS_FIRST:
         _declare(connection, queue)
     _declare_unlimited(connection, INTAKE_QUEUE, limit)
+
+
+def declare_celery_queues(connection: Connection) -> None:
+    """Declare what Celery's workers consume, as :func:`declare` does."""
+    _await_deletion(connection, *CELERY_QUEUES)
+    for queue in CELERY_QUEUES:
+        _declare(connection, queue)
 
 
 def unlimited(server: Mapping[str, Any]) -> dict[str, int]:
@@ -107,6 +123,18 @@ def _declare_unlimited(connection: Connection, queue: Queue, limit: Mapping[str,
             "it is then made anew without one",
             extra={"queue": queue.name},
         )
+
+
+def _await_deletion(connection: Connection, *queues: Queue) -> None:
+    """Where a queue is missing, wait until whoever consumed from it knows."""
+    if connection.transport.driver_type != "amqp":
+        return
+    try:
+        with connection.channel() as channel:
+            for queue in queues:
+                queue(channel).queue_declare(passive=True)
+    except NotFound:
+        time.sleep(DELETION_SECONDS)
 
 
 def _declare(connection: Connection, thing: Queue | Exchange) -> None:

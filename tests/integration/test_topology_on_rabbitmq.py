@@ -1,7 +1,8 @@
 """The topology on a real RabbitMQ: what it says when the broker has something else under our names."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from kombu import Connection, Queue
@@ -56,6 +57,26 @@ def test_user_who_may_not_configure_is_content_with_what_exists(broker: Broker) 
         with Connection(broker.url()) as high:
             topology.declare(high)
         topology.declare(low)
+
+
+@pytest.mark.parametrize(
+    ("queue", "declare"),
+    [("waybill.intake", topology.declare), ("waybill.jobs", topology.declare_celery_queues)],
+)
+def test_consumer_of_a_deleted_queue_knows_before_it_is_made_again(
+    broker: Broker, queue: str, declare: Callable[[Connection], None]
+) -> None:
+    told: list[str] = []
+    with Connection(broker.url()) as connection, Connection(broker.url()) as other:
+        topology.declare(connection)
+        consuming = connection.channel()
+        consuming.basic_consume(queue, callback=lambda _: None, on_cancel=told.append)
+        assert other.connect()
+        other.channel().queue_delete(queue)
+        declare(other)
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=5)
+    assert told
 
 
 def test_intake_queue_of_an_older_broker_is_used_as_it_is(

@@ -31,13 +31,13 @@ from models.settings import load_settings
 from tasks import worker
 from tasks.pruner import Pruner
 Pruner.__init__.__kwdefaults__["period"] = timedelta(seconds=1)
-sys.exit(worker.run(load_settings()))
+sys.exit(worker.run(load_settings(), name=sys.argv[1]))
 """
 
 
 @contextmanager
 def running_worker(
-    platform: Platform, broker_url: str, log: Path, prelude: str = ""
+    platform: Platform, broker_url: str, log: Path, prelude: str = "", *, name: str = "worker"
 ) -> Iterator[psutil.Popen]:
     """A worker with two children, in a process group of its own, ended whatever happens."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
@@ -51,7 +51,7 @@ def running_worker(
     }
     with log.open("w") as stream:
         process = psutil.Popen(
-            [sys.executable, "-c", prelude + _RUN],
+            [sys.executable, "-c", prelude + _RUN, name],
             env=environment,
             stdout=stream,
             stderr=subprocess.STDOUT,
