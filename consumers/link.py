@@ -1,5 +1,6 @@
 """The link: one consuming connection to the broker, from which messages are taken in order, undecoded."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ from consumers.frames import tolerant_frame_handler
 from consumers.publisher import GLANCE_SECONDS, Wire, end, keep_alive
 from consumers.reply_queues import ANY_QUEUE, ReplyQueues
 from tasks.names import EXPIRED_INTAKE, INTAKE
-from tasks.topology import declare
+from tasks.topology import SILENCE_SECONDS, declare, forgets_consumers, server_properties
 
 HEARTBEAT_SECONDS = 10
 MAX_BYTES_IN_HAND = 32 * 1024 * 1024
@@ -80,6 +81,8 @@ class Link:
         self._wire: Wire = None
         self._channel: Any = None
         self._tags: dict[str, str] = {}
+        self._heard_at: dict[str, float] = {}
+        self._is_forgotten_at_times = False
         self._arrived: deque[Arrival] = deque()
         self._bytes_in_hand = 0
         self._cancelled: str | None = None
@@ -92,13 +95,8 @@ class Link:
         """
         declare(self._connection)
         self._wire = self._connection.connection
-        self._channel = self._wire.channel()
-        self._channel.auto_decode = False
-        self._channel.basic_qos(0, self._prefetch, a_global=False)
-        for queue in self._queues:
-            self._tags[queue] = self._channel.basic_consume(
-                queue, callback=self._on_message, on_cancel=self._on_cancel
-            )
+        self._is_forgotten_at_times = forgets_consumers(server_properties(self._connection))
+        self._consume()
 
     def take(self, limit: int, wait_seconds: float) -> list[Arrival]:
         """The messages that have arrived, in their order, at most ``limit``; waits only for the first.
@@ -109,6 +107,8 @@ class Link:
         """
         if not self._arrived:
             self._read(wait_seconds)
+        if not self._arrived and self._may_be_forgotten():
+            self._consume_anew()
         while (
             len(self._arrived) < limit
             and self._bytes_in_hand < MAX_BYTES_IN_HAND
@@ -137,6 +137,26 @@ class Link:
         """Stop consuming and close; what is not acknowledged goes back to its place in the queue."""
         end(self._connection)
 
+    def _consume(self) -> None:
+        self._channel = self._wire.channel()
+        self._channel.auto_decode = False
+        self._channel.basic_qos(0, self._prefetch, a_global=False)
+        for queue in self._queues:
+            tag = self._channel.basic_consume(queue, callback=self._on_message, on_cancel=self._on_cancel)
+            self._tags[queue], self._heard_at[tag] = tag, time.monotonic()
+
+    def _may_be_forgotten(self) -> bool:
+        silent_since = time.monotonic() - SILENCE_SECONDS
+        return self._is_forgotten_at_times and min(self._heard_at.values()) < silent_since
+
+    def _consume_anew(self) -> None:
+        """Give back what the broker believes us to have, and consume over another channel."""
+        self._channel.close()
+        self._arrived.clear()
+        self._bytes_in_hand = 0
+        self._heard_at.clear()
+        self._consume()
+
     def _read(self, wait_seconds: float) -> bool:
         try:
             self._wire.drain_events(timeout=wait_seconds)
@@ -164,5 +184,6 @@ class Link:
             has_expired=delivery["consumer_tag"] == self._tags.get(EXPIRED_INTAKE),
             reply_queues=self._reply_queues,
         )
+        self._heard_at[delivery["consumer_tag"]] = time.monotonic()
         self._arrived.append(arrival)
         self._bytes_in_hand += len(body)

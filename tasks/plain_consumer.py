@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from amqp.exceptions import ConsumerCancelled
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
+from tasks.consumption import Consumption
 from tasks.topology import declare_celery_queues
 from tasks.watchdog import Watchdog
 
@@ -59,8 +59,8 @@ class PlainConsumer(Consumer):
 
     Queues are declared as ``topology`` does it: Celery would make one again while its deletion is under way.
 
-    Where a queue is deleted, the broker ends our consumer. Celery's loop does not hear it in its first tenth
-    of a second, and would consume nothing for ever: here it is looked for, and the connection made anew.
+    Where a queue is deleted, the broker ends our consumer, or forgets it. Celery's loop does not hear the one
+    in its first tenth of a second, nobody hears the other: here it is looked for.
 
     Where its loop is the process's main one, a watchdog ends the process when the loop stands still.
 
@@ -76,6 +76,7 @@ class PlainConsumer(Consumer):
         ]
 
     task_consumer: Any
+    _consumption: Consumption | None = None
     _patience: Patience | None = None
     _beat: Callable[[], None] = staticmethod(lambda: None)
 
@@ -93,7 +94,7 @@ class PlainConsumer(Consumer):
         super().register_with_event_loop(hub)
         hub.call_repeatedly(1, self._beat)
         if self.app.conf.task_queues:
-            hub.call_repeatedly(1, self._look_for_ended_consumers)
+            hub.call_repeatedly(1, self._look)
 
     def perform_pending_operations(self) -> None:
         """Celery's own, which the loop of a pool of threads does in each round."""
@@ -131,15 +132,15 @@ class PlainConsumer(Consumer):
         conn.ensure_connection = ensure_connection
         return super().ensure_connected(conn)
 
-    def _look_for_ended_consumers(self) -> None:
-        """Raise what Celery left unheard.
+    def _look(self) -> None:
+        """See that we still consume; once a second.
 
         Raises:
-            ConsumerCancelled: The broker has ended a consumer of ours.
+            ConsumerCancelled: A queue was deleted.
         """
-        for tag in self.task_consumer._active_tags.values() if self.task_consumer else ():
-            if tag not in self.task_consumer.channel.callbacks:
-                raise ConsumerCancelled(f"the broker ended consumer {tag}")
+        if self._consumption is None or self._consumption.consumer is not self.task_consumer:
+            self._consumption = Consumption(self.task_consumer)
+        self._consumption.look()
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Let the broker dead-letter what cannot be decoded."""
@@ -150,6 +151,8 @@ class PlainConsumer(Consumer):
         handle = super().create_task_handler(*arguments)
 
         def on_task_received(message: Any) -> None:
+            if self._consumption is not None:
+                self._consumption.heard(str(message.delivery_info.get("routing_key")))
             try:
                 handle(message)
             except self.connection_errors:  # type: ignore[attr-defined] # the stubs lack it

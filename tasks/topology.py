@@ -8,6 +8,8 @@ at least once, to be refused with a reason.
 A queue that is missing is made after a pause. It may have been deleted just now, and who consumed from it
 not been told yet: where it is made again within some 30 ms, RabbitMQ before 4.0 (seen with 3.10) lets that
 consumer consume from the new queue, forgets it at once, and never tells it: its messages reach nobody.
+It may be made again without a pause all the same, by others, or by us where it is deleted as we look. So
+whoever hears nothing from a queue consumes it anew now and then.
 """
 
 import logging
@@ -34,6 +36,8 @@ DELIVERY_LIMIT = 20
 
 DELETION_SECONDS = 0.5
 """How long the broker may take to tell the consumers of a deleted queue."""
+SILENCE_SECONDS = 60.0
+"""After so long without a message a queue is consumed anew, where the broker may have forgotten us."""
 
 _log = logging.getLogger("waybill.topology")
 _QUORUM = {"x-queue-type": "quorum"}
@@ -84,7 +88,7 @@ def declare(connection: Connection) -> None:
     """
     _await_deletion(connection, *_TARGETS_FIRST, DEAD_MESSAGES_QUEUE, INTAKE_QUEUE)
     _declare(connection, EVENTS_EXCHANGE)
-    limit = unlimited(getattr(connection.connection, "server_properties", None) or {})
+    limit = unlimited(server_properties(connection))
     _declare_unlimited(connection, DEAD_MESSAGES_QUEUE, limit)
     for queue in _TARGETS_FIRST:
         _declare(connection, queue)
@@ -98,14 +102,23 @@ def declare_celery_queues(connection: Connection) -> None:
         _declare(connection, queue)
 
 
+def server_properties(connection: Connection) -> Mapping[str, Any]:
+    """What the broker says of itself; empty for the embedded one."""
+    return getattr(connection.connection, "server_properties", None) or {}
+
+
+def forgets_consumers(server: Mapping[str, Any]) -> bool:
+    """Whether this server, given its properties, may forget who consumes from a queue."""
+    return server.get("product") == "RabbitMQ" and _major(server) < 4
+
+
 def unlimited(server: Mapping[str, Any]) -> dict[str, int]:
     """The argument that means "no delivery limit" to this server, given its properties.
 
     From 4.0 on the broker gives up after 20 deliveries unless told ``-1``; 3.x has no limit of its
     own, and takes a negative one for zero: it would drop a message at its first return.
     """
-    major = str(server.get("version", "")).partition(".")[0]
-    is_limiting = server.get("product") == "RabbitMQ" and major.isdecimal() and int(major) >= 4
+    is_limiting = server.get("product") == "RabbitMQ" and _major(server) >= 4
     return {"x-delivery-limit": -1} if is_limiting else {}
 
 
@@ -167,3 +180,8 @@ def _require(connection: Connection, thing: Queue | Exchange, kind: str) -> None
             f"{kind} {thing.name} is missing on the broker and this user may not make it: "
             "grant configure permission, or declare it there"
         ) from error
+
+
+def _major(server: Mapping[str, Any]) -> int:
+    major = str(server.get("version", "")).partition(".")[0]
+    return int(major) if major.isdecimal() else 0

@@ -22,12 +22,13 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from sqlalchemy import text
 
-from consumers import main
+from consumers import link, main
 from models.errors import ConfigurationError
 from models.identity.principals import Role
 from models.intake import Intake
 from models.job import Submission
 from models.service import ResourceService
+from tasks import topology
 from tests.kit.intake import IntakePlatform, intake_platform, is_bound
 from tests.kit.upstream import Broker, Upstream
 from tests.kit.waiting import wait_until
@@ -503,7 +504,10 @@ def test_dead_letter_queue_that_was_deleted_is_made_again(
     assert upstream.dead_letter(message_id)
 
 
-def test_intake_queue_that_was_deleted_is_made_again(platform: IntakePlatform, upstream: Upstream) -> None:
+def test_intake_queue_that_was_deleted_is_made_again(
+    platform: IntakePlatform, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "SILENCE_SECONDS", 2)  # the broker may forget us: a link may be made just now
     upstream.channel.queue_delete("waybill.intake")
     wait_until(lambda: is_bound(platform.broker, "waybill.intake"), what="the intake queue again")
 
@@ -522,6 +526,7 @@ def test_intake_queue_that_was_deleted_while_a_batch_is_at_work_is_made_again(
         return accept(self, batch)
 
     monkeypatch.setattr(Intake, "accept", slowly)
+    monkeypatch.setattr(link, "SILENCE_SECONDS", 2)  # the broker may forget us: a link may be made just now
     before = upstream.publish("entities.create", _entity())
     assert at_work.wait(15)
     upstream.channel.queue_delete("waybill.intake")
@@ -530,6 +535,18 @@ def test_intake_queue_that_was_deleted_while_a_batch_is_at_work_is_made_again(
     platform.job_of(before)
     wait_until(lambda: is_bound(platform.broker, "waybill.intake"), what="the intake queue")
     platform.job_of(upstream.publish("entities.create", _entity()))
+
+
+def test_intake_that_the_broker_forgot_consumes_anew(
+    platform: IntakePlatform, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.channel.queue_delete("waybill.intake")
+    arguments = topology.INTAKE_QUEUE.queue_arguments
+    upstream.channel.queue_declare("waybill.intake", durable=True, arguments=arguments)
+    upstream.channel.queue_bind("waybill.intake", "waybill.intake", "#")
+    message_ids = [upstream.publish("entities.create", _entity()) for _ in range(3)]
+    monkeypatch.setattr(link, "SILENCE_SECONDS", 0.5)
+    assert [platform.job_of(one) for one in message_ids]
 
 
 def test_consumer_process_stops_on_sigterm_and_logs_json(platform: IntakePlatform) -> None:

@@ -1,5 +1,6 @@
 """A queue deleted under running workers: each of them consumes the one that is made in its place."""
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from celery import Celery
 from kombu import Connection
 
 from models.job import Priority
+from tasks import topology
 from tasks.announcer import Announcer
 from tasks.names import JOB_QUEUES
 from tests.integration.test_worker import all_succeeded, running_worker
@@ -19,6 +21,10 @@ DELETIONS = 4
 _HARD_OF_HEARING = """
 from celery.worker import loops
 loops._quick_drain.__defaults__ = (5.0,)  # for so long it hears no error, at the beginning of each connection
+"""
+_IMPATIENT = """
+from tasks import consumption
+consumption.SILENCE_SECONDS = 3
 """
 
 
@@ -48,6 +54,26 @@ def test_worker_that_did_not_hear_of_the_deletion_finds_out(
         await_consumers(broker_url, 1)
         delete(broker_url)
         await_consumers(broker_url, 1)
+
+
+def test_worker_that_the_broker_forgot_consumes_anew(
+    platform: Platform, broker_url: str, app: Celery, tmp_path: Path
+) -> None:
+    announcer = Announcer(app)
+    with ExitStack() as stack:
+        stack.callback(announcer.close)
+        stack.enter_context(running_worker(platform, broker_url, tmp_path / "worker.log", _IMPATIENT))
+        await_consumers(broker_url, 1)
+        time.sleep(0.5)  # Celery hears what the broker says
+        with Connection(broker_url) as connection:
+            connection.default_channel.queue_delete(JOBS)
+            (queue,) = (one for one in topology.CELERY_QUEUES if one.name == JOBS)
+            queue(connection.default_channel).queue_declare()
+        await_consumers(broker_url, 1)
+        for _ in range(4):
+            announcer.jobs({Priority.NORMAL: platform.accept(platform.create())})
+        wait_until(lambda: all_succeeded(platform), timeout_seconds=60)
+        assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
 
 
 def await_consumers(broker_url: str, expected: int) -> None:
