@@ -39,6 +39,7 @@ def connect(url: str, name: str) -> Connection:
         transport_options={
             "frame_handler": tolerant_frame_handler,
             "client_properties": {"connection_name": name},
+            "read_timeout": 5,  # of an answer: one that is frozen keeps its connections
             "write_timeout": 5,
         },
     )
@@ -105,10 +106,10 @@ class Link:
             ConsumerCancelled: A queue was deleted, now or while something else was at work.
             Exception: The link is lost.
         """
-        if not self._arrived:
-            self._read(wait_seconds)
         if not self._arrived and self._may_be_forgotten():
             self._consume_anew()
+        if not self._arrived:
+            self._read(wait_seconds)
         while (
             len(self._arrived) < limit
             and self._bytes_in_hand < MAX_BYTES_IN_HAND
@@ -150,7 +151,10 @@ class Link:
         return self._is_forgotten_at_times and min(self._heard_at.values()) < silent_since
 
     def _consume_anew(self) -> None:
-        """Give back what the broker believes us to have, and consume over another channel."""
+        """Give back what the broker believes us to have, and consume over another channel.
+
+        All that was taken is acknowledged by now.
+        """
         self._channel.close()
         self._arrived.clear()
         self._bytes_in_hand = 0

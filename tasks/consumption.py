@@ -3,9 +3,13 @@
 import time
 from typing import Any
 
-from amqp.exceptions import ConsumerCancelled
+from amqp.exceptions import ChannelError, ConsumerCancelled
+from celery.worker.state import reserved_requests
 
 from tasks.topology import SILENCE_SECONDS, forgets_consumers, server_properties
+
+ANSWER_SECONDS = 5
+"""How long the broker may take to answer; one that is frozen keeps its connections, and says nothing."""
 
 
 class Consumption:
@@ -27,8 +31,10 @@ class Consumption:
     def look(self) -> None:
         """See that the broker has ended nothing; consume a queue anew that has been silent for long.
 
+        One from which something is at work is not silent, but full: the broker hands over no more.
+
         Raises:
-            ConsumerCancelled: It has, and Celery did not hear it.
+            ConsumerCancelled: It has, and Celery did not hear it; or it refuses to let us consume anew.
             Exception: The connection is lost.
         """
         for tag in self.consumer._active_tags.values():
@@ -38,8 +44,17 @@ class Consumption:
             return
         silent_since = time.monotonic() - SILENCE_SECONDS
         for queue in filter(self.consumer.consuming_from, self.consumer.queues):
-            if self._heard_at.setdefault(queue.name, time.monotonic()) < silent_since:
+            if self._heard_at.setdefault(queue.name, time.monotonic()) >= silent_since:
+                continue
+            if not any(one.delivery_info.get("routing_key") == queue.name for one in list(reserved_requests)):
+                self._consume_anew(queue)
+            self.heard(queue.name)
+
+    def _consume_anew(self, queue: Any) -> None:
+        try:
+            with self.consumer.channel.connection.transport.having_timeout(ANSWER_SECONDS):
                 self.consumer.cancel_by_queue(queue)
                 self.consumer.add_queue(queue)
                 self.consumer.consume()
-                self.heard(queue.name)
+        except ChannelError as error:  # Celery's loop goes on after one, without the channel's consumers
+            raise ConsumerCancelled(str(error)) from error

@@ -73,7 +73,6 @@ def test_worker_that_the_broker_forgot_consumes_anew(
         for _ in range(4):
             announcer.jobs({Priority.NORMAL: platform.accept(platform.create())})
         wait_until(lambda: all_succeeded(platform), timeout_seconds=60)
-        assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
 
 
 def await_consumers(broker_url: str, expected: int) -> None:
