@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ from models.errors import BrokerUnavailable
 from models.failpoints import Step
 from models.job import JobState, to_json
 from tasks.names import EVENTS
-from tasks.publisher import NotTaken, Publisher
+from tasks.publisher import NotConfirmed, NotTaken, Publisher
 from tasks.sending import Sending
 
 _log = logging.getLogger("waybill.deliverer")
@@ -27,7 +27,8 @@ BROKER_REST = timedelta(seconds=5)
 
 _NOBODY = "the reply queue does not exist"
 _FULL = "the reply queue is full"
-_LISTENER_FULL = "a listener's queue is full"
+_UNCONFIRMED = "the reply was not confirmed"
+_LISTENER_FULL = "a listener's queue is full, or does not confirm"
 _CLOUD_EVENT = "application/cloudevents+json"
 
 
@@ -73,15 +74,16 @@ class Deliverer:
     # ---- AMQP --------------------------------------------------------------------------
 
     def _publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Publish replies and events, then settle them. What the broker did not confirm is put off.
+        """Publish replies and events, then settle them. What the broker did not take is put off.
 
-        A queue that is full holds up nothing but what is for it.
+        A queue that is full, or that does not confirm, holds up nothing but what is for it.
 
         Raises:
             BrokerUnavailable: The rest waits for its next announcement.
         """
         done: list[Delivery] = []
-        refused: list[Delivery] = []
+        refused: dict[Delivery, str] = {}
+        doubt = _Doubt()
         events = [one for one in deliveries if one.kind is DeliveryKind.EVENTS]
         try:
             for delivery in deliveries:
@@ -90,18 +92,22 @@ class Deliverer:
                 try:
                     is_sent = self._publish_alone(delivery)
                 except NotTaken:
-                    refused.append(delivery)
+                    refused[delivery] = _FULL
+                    continue
+                except NotConfirmed as error:
+                    doubt.grow(error)
+                    refused[delivery] = _UNCONFIRMED
                     continue
                 if is_sent:
                     done.append(delivery)
                 else:
                     with self._database.transaction(Step.GIVE_UP_REPLY) as connection:
                         self._outbox.give_up(connection, delivery, error=_NOBODY, status=None)
-            untold = self._publish_events([sequence for one in events for sequence in one.sequences])
+            untold = self._publish_events(events, doubt)
             for one in events:
                 left = _left_of(one, untold)
                 if left.sequences:
-                    refused.append(left)
+                    refused[left] = _LISTENER_FULL
                 else:
                     done.append(one)
         except BrokerUnavailable:
@@ -115,14 +121,15 @@ class Deliverer:
                 with self._database.transaction(Step.SETTLE_PUBLISH) as connection:
                     self._settle(connection, done, refused)
 
-    def _settle(self, connection: Connection, done: Sequence[Delivery], refused: Sequence[Delivery]) -> None:
-        """Settle what was taken; try what a full queue refused ever more rarely, until its days are over."""
+    def _settle(
+        self, connection: Connection, done: Sequence[Delivery], refused: Mapping[Delivery, str]
+    ) -> None:
+        """Settle what was taken; try what a queue did not take ever more rarely, until its days are over."""
         if done:
             self._outbox.delivered(connection, done)
         for one in done:
             metrics.DELIVERIES.labels(one.kind, "delivered").inc()
-        for one in refused:
-            error = _FULL if one.kind is DeliveryKind.REPLY else _LISTENER_FULL
+        for one, error in refused.items():
             match decide(Answer(None, error), attempts=one.attempts + 1, age=one.age, random=self._uniform):
                 case RetryIn(delay):
                     self._outbox.retry(connection, one, delay=delay, error=error, status=None)
@@ -131,7 +138,7 @@ class Deliverer:
                     self._outbox.give_up(connection, one, error=reason, status=None)
                     metrics.DELIVERIES.labels(one.kind, "giveup").inc()
         if refused:
-            _log.warning("full queues refused replies or events", extra={"deliveries": len(refused)})
+            _log.warning("queues did not take replies or events", extra={"deliveries": len(refused)})
 
     def _publish_alone(self, delivery: Delivery) -> bool:
         """Publish a reply or a notice; False where a reply has no queue.
@@ -158,21 +165,31 @@ class Deliverer:
         failpoints.after(Step.PUBLISH_REPLY)
         return is_routed
 
-    def _publish_events(self, all_sequences: Sequence[int]) -> set[int]:
-        """Publish job events; those that a full queue of a listener left untold."""
+    def _publish_events(self, deliveries: Sequence[Delivery], doubt: "_Doubt") -> set[int]:
+        """Publish job events; those that a listener's queue left untold.
+
+        Raises:
+            BrokerUnavailable: The broker is lost.
+        """
         untold: set[int] = set()
-        if all_sequences:
-            with self._database.snapshot() as connection:
-                for key, sequences in self._outbox.event_keys(connection, all_sequences).items():
-                    untold.update(self._publish_key(connection, key, sequences))
+        for again in (False, True):
+            some = [one for one in deliveries if (one.attempts > 0) is again]
+            sequences = [sequence for one in some for sequence in one.sequences]
+            if sequences:
+                with self._database.snapshot() as connection:
+                    for key, of_key in self._outbox.event_keys(connection, sequences).items():
+                        untold.update(self._publish_key(connection, key, of_key, doubt, again=again))
         return untold
 
-    def _publish_key(self, connection: Connection, key: str, sequences: Sequence[int]) -> Sequence[int]:
-        """Publish the events of one key, in order; those that a full queue refused.
+    def _publish_key(
+        self, connection: Connection, key: str, sequences: Sequence[int], doubt: "_Doubt", *, again: bool
+    ) -> Sequence[int]:
+        """Publish the events of one key, in order; those that a queue did not take.
 
-        Each is tried, for other queues of the same key may have room. Keys that nobody listens to are found
-        out by one message each. The broker returns what no queue takes, so an unheard event costs nothing
-        beyond the first of its key: with no listener a batch of hundreds is a handful of messages.
+        At first each is tried, for other queues of the same key may have room; ``again``, those others have
+        theirs, and one refusal tells enough. Keys that nobody listens to are found out by one message each.
+        The broker returns what no queue takes, so an unheard event costs nothing beyond the first of its
+        key: with no listener a batch of hundreds is a handful of messages.
         """
         untold: list[int] = []
         tell = resolved_event if key.endswith("." + RESOLVED) else cloud_event
@@ -184,6 +201,11 @@ class Deliverer:
                 except NotTaken:
                     is_heard = True
                     untold.append(sequence)
+                    if again:
+                        return sequences[sequences.index(sequence) :]
+                except NotConfirmed as error:
+                    doubt.grow(error)
+                    return [*untold, *sequences[sequences.index(sequence) :]]
             if not is_heard:
                 break
         return untold
@@ -195,8 +217,25 @@ class Deliverer:
         return is_heard
 
 
+class _Doubt:
+    """Whether the broker is there at all, as far as it can be told from what it does not confirm."""
+
+    def __init__(self) -> None:
+        self._is_grown = False
+
+    def grow(self, error: NotConfirmed) -> None:
+        """One message may have met a queue that is out of order; at the second it is the broker.
+
+        Raises:
+            NotConfirmed: The error given.
+        """
+        if self._is_grown:
+            raise error
+        self._is_grown = True
+
+
 def _left_of(events: Delivery, untold: Set[int]) -> Delivery:
-    """What a full queue left of ``events``. One that gets on begins anew with its attempts."""
+    """What was not taken of ``events``. One that gets on begins anew with its attempts."""
     left = tuple(sequence for sequence in events.sequences if sequence in untold)
     return replace(events, sequences=left, attempts=events.attempts if left == events.sequences else 0)
 

@@ -58,11 +58,12 @@ class Dispatch(Generic[_Item]):
     """Threads that take turns between receivers. Threads are made as they are needed.
 
     Args:
-        work: Does one item; whether its receiver answered promptly. Whatever it raises is logged.
+        work: Does one item; whether its receiver works, None where it was not asked. Whatever it raises is
+            logged.
         threads: How many at most.
     """
 
-    def __init__(self, work: Callable[[_Item], bool], *, threads: int = THREADS) -> None:
+    def __init__(self, work: Callable[[_Item], bool | None], *, threads: int = THREADS) -> None:
         self._work = work
         self._threads = threads
         self._for_unproven = max(1, threads // 2)
@@ -171,14 +172,15 @@ class Dispatch(Generic[_Item]):
             if item is not None:
                 is_prompt = self._is_done_promptly(item)
                 with self._changed:
-                    receiver.is_prompt = is_prompt
+                    receiver.is_prompt = receiver.is_prompt if is_prompt is None else is_prompt
             with self._changed:
                 self._end_turn(receiver, was_unproven=was_unproven)
 
-    def _is_done_promptly(self, item: _Item) -> bool:
+    def _is_done_promptly(self, item: _Item) -> bool | None:
         began = time.monotonic()
         try:
-            return self._work(item) and time.monotonic() - began < PROMPT_SECONDS
+            works = self._work(item)
+            return works and time.monotonic() - began < PROMPT_SECONDS
         except Exception:
             _log.exception("a delivery could not be handled; it is announced again")
             return False

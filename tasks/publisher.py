@@ -21,6 +21,10 @@ _FAREWELL_SECONDS = 0.5
 _FAULTS = (AMQPError, KombuError, OperationalError, OSError)
 
 
+class NotConfirmed(BrokerUnavailable):
+    """Sent, and no word of it: the broker is lost, or a queue where it belongs has lost its majority."""
+
+
 class NotTaken(BrokerUnavailable):
     """A queue where it belongs is full and refused it (``basic.nack``). Others may have taken it."""
 
@@ -63,7 +67,7 @@ class Publisher:
                 argsrepr=f"({len(ids)} ids)",
                 kwargsrepr="{}",
             )
-        except _FAULTS as error:
+        except (*_FAULTS, MessageNacked) as error:
             self.close()
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
         if self._returned:
@@ -80,6 +84,7 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Not confirmed.
+            NotConfirmed: The same, of a broker that was there.
             NotTaken: Refused by a queue, which is an answer: the connection is kept.
         """
         producer = self._ready()
@@ -101,7 +106,7 @@ class Publisher:
             raise NotTaken(f"a queue for {routing_key} is full") from error
         except _FAULTS as error:
             self.close()
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise NotConfirmed(f"{type(error).__name__}: {error}") from error
         return not self._returned
 
     def depth(self, queue: str) -> int:

@@ -136,15 +136,15 @@ class Sending:
 
     # ---- one delivery, in a thread -------------------------------------------------------
 
-    def _send(self, delivery: Delivery) -> bool:
-        """Send one delivery and settle it; whether its receiver works."""
+    def _send(self, delivery: Delivery) -> bool | None:
+        """Send one delivery and settle it; whether its receiver works, None where it was not asked."""
         courier = self._couriers[delivery.kind]
         dependency = courier.receiver(delivery).dependency
         mine = delivery
         try:
             passage, mine = self._passage(courier, delivery, dependency)
             if passage is _Passage.SETTLED:
-                return True
+                return None
             if passage is _Passage.PARKED:
                 return False
             began = time.monotonic()

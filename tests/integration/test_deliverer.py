@@ -18,7 +18,7 @@ from models.job import Job
 from tasks.app import make_app
 from tasks.deliverer import BROKER_REST, Deliverer
 from tasks.names import EVENTS
-from tasks.publisher import Publisher
+from tasks.publisher import NotConfirmed, Publisher
 from tests.kit.delivering import (
     Endpoint,
     PatientDeliverer,
@@ -346,6 +346,62 @@ def test_reply_is_given_up_when_its_queue_has_been_full_for_days(
     assert "full" in row.error
 
 
+def test_reply_queue_that_does_not_confirm_holds_up_nobody_else(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = deliverer.deliverer._publisher.message
+
+    def withhold(*arguments: Any, **named: Any) -> bool:
+        if named["routing_key"] == "without-majority":
+            raise NotConfirmed("no word of it")
+        return publish(*arguments, **named)
+
+    monkeypatch.setattr(deliverer.deliverer._publisher, "message", withhold)
+    ears, other = Listener(client, "ears", "entities.create.*"), Listener(client, "answers-to-ada")
+    platform.made(*(platform.create(reply_to="without-majority") for _ in range(2)))
+    platform.made(platform.create(reply_to="answers-to-ada"))
+    for _ in range(3):  # each time one of the two is found out
+        deliverer.deliver(ids(platform, "reply") + ids(platform, "events"))
+        platform.rows("UPDATE deliveries SET announce_at = now() WHERE state = 'pending'")
+    *troubled, well = deliveries(platform, "reply")
+    assert [(row.state, row.attempts, row.error) for row in troubled] == [
+        ("retrying", 1, "the reply was not confirmed")
+    ] * 2
+    assert well.state == "delivered"
+    assert other.message()
+    assert [ears.message() for _ in range(3)]
+    ears.end()
+    other.end()
+
+
+def test_events_that_do_not_get_through_are_tried_once_for_each_key(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, tried = deliverer.deliverer._publisher.message, []
+
+    def withhold(*arguments: Any, **named: Any) -> bool:
+        if named["routing_key"] == "entities.create.succeeded":
+            tried.append(named["routing_key"])
+            raise NotConfirmed("no word of it")
+        return publish(*arguments, **named)
+
+    monkeypatch.setattr(deliverer.deliverer._publisher, "message", withhold)
+    ears = Listener(client, "ears", "tickets.#")
+    platform.made(*(platform.create() for _ in range(5)), platform.ticket(str(datetime.now(UTC))))
+    deliverer.deliver(ids(platform, "events"))
+    assert ears.message()
+    assert len(tried) == 1
+    assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    monkeypatch.undo()
+    late = Listener(client, "late", "entities.#")
+    make_due(platform)
+    deliverer.deliver(ids(platform, "events"))
+    assert len({json.loads(late.message().body)["subject"] for _ in range(5)}) == 5
+    assert ears.is_empty()
+    ears.end()
+    late.end()
+
+
 def test_listener_whose_queue_is_full_misses_nothing_and_gets_nothing_twice(
     platform: Platform, deliverer: PatientDeliverer, client: Connection
 ) -> None:
@@ -381,6 +437,10 @@ def test_listener_whose_queue_is_full_keeps_nothing_from_another_of_the_same_eve
     told = [json.loads(other.message().body)["subject"] for _ in jobs]
     assert told == [str(job.id) for job in jobs]
     assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    make_due(platform)
+    deliverer.deliver(ids(platform, "events"))
+    assert other.message()
+    assert other.is_empty(), "one refusal of a key tells enough, once all have been told"
     full.end()
     other.end()
 

@@ -19,7 +19,7 @@ class Work:
         self.gate = threading.Event()
         self._lock = threading.Lock()
 
-    def __call__(self, item: str) -> bool:
+    def __call__(self, item: str) -> bool | None:
         name = item.partition(":")[0]
         with self._lock:
             self.under_way.append(name)
@@ -32,7 +32,7 @@ class Work:
         with self._lock:
             self.under_way.remove(name)
             self.done.append(item)
-        return not name.startswith("failing")
+        return None if name.startswith("stale") else not name.startswith("failing")
 
 
 @pytest.fixture
@@ -77,6 +77,15 @@ def test_receiver_that_fails_goes_on_one_at_a_time_and_in_order(work: Work) -> N
     assert dispatch.wait_idle(5)
     assert work.done == items("failing", 30)
     assert work.most_at_once == {"failing": 1}
+
+
+def test_receiver_that_was_not_asked_is_taken_for_no_better_than_it_was(work: Work) -> None:
+    dispatch = Dispatch(work, threads=16)
+    dispatch.put("slow", items("failing", 1) + items("stale", 1) + items("stuck", 9))
+    wait_until(lambda: work.under_way == ["stuck"] or len(work.under_way) > 1)
+    assert work.under_way == ["stuck"]
+    work.gate.set()
+    assert dispatch.wait_idle(5)
 
 
 def test_what_has_no_room_is_handed_back_and_what_waits_can_be_taken_back(work: Work) -> None:
