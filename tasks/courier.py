@@ -156,7 +156,9 @@ class CallbackCourier:
             reason = f"nothing was delivered for days; the last attempt: {decision.reason}"
         if reason is None:
             return
-        disabled = self._endpoints.disable(connection, delivery.endpoint_id, reason)
+        disabled = self._endpoints.disable(
+            connection, delivery.endpoint_id, reason, is_still_failing=isinstance(decision, GiveUp)
+        )
         if disabled is not None:
             self._outbox.add_notice(connection, ENDPOINT_DISABLED, disabled_event(disabled))
             metrics.ENDPOINTS_DISABLED.inc()

@@ -188,9 +188,20 @@ class CallbackEndpoints:
 
     # ---- the sender's side ---------------------------------------------------------------
 
-    def disable(self, connection: Connection, endpoint_id: UUID, reason: str) -> CallbackEndpoint | None:
-        """Send it nothing more; the endpoint where this was news."""
-        row = connection.execute(_DISABLE, {"id": endpoint_id, "reason": reason}).one_or_none()
+    def disable(
+        self, connection: Connection, endpoint_id: UUID, reason: str, *, is_still_failing: bool = False
+    ) -> CallbackEndpoint | None:
+        """Send it nothing more; the endpoint where this was news.
+
+        Args:
+            connection: The caller's transaction.
+            endpoint_id: Which.
+            reason: Told to its owner.
+            is_still_failing: Only where it has still taken nothing for longer than :data:`PATIENCE`: it may
+                have been recovered since that was looked up.
+        """
+        parameters = {"id": endpoint_id, "reason": reason, "failing": is_still_failing, "patience": PATIENCE}
+        row = connection.execute(_DISABLE, parameters).one_or_none()
         return None if row is None else _endpoint(row)
 
     def has_lost_patience(self, connection: Connection, endpoint_id: UUID) -> bool:
@@ -269,7 +280,8 @@ _REMOVE = text("DELETE FROM callback_endpoints WHERE id = :id AND owner_id = :ow
 
 _DISABLE = text(f"""
 UPDATE callback_endpoints SET disabled = true, disabled_at = now(), disabled_reason = :reason
-WHERE id = :id AND NOT disabled RETURNING {_COLUMNS}
+WHERE id = :id AND NOT disabled AND (NOT :failing OR failing_since <= now() - :patience)
+RETURNING {_COLUMNS}
 """)
 
 _LOST_PATIENCE = text("""

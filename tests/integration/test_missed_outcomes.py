@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from celery import Celery
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from models.deliveries import delivery_log
 from models.deliveries.delivery_log import DeliveryLog
@@ -105,6 +105,32 @@ def test_rest_is_made_up_for_while_the_broker_is_away(
         Sweeper(platform.database, platform.ledger, Outbox(), nowhere).sweep()
 
     assert told(platform) == missed
+
+
+def test_recovery_that_would_take_long_enables_and_leaves_the_rest_to_the_sweep(
+    platform: Platform, endpoint: Endpoint, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 2)
+    with monkeypatch.context() as slow:
+        slow.setattr(delivery_log, "_AT_MOST", timedelta(milliseconds=50))
+        slow.setattr(delivery_log, "_MAKE_UP", text("SELECT pg_sleep(20)"))
+        assert recover(platform, endpoint) == 0
+    assert platform.rows("SELECT disabled FROM callback_endpoints") == [(False,)]
+    sweep_until_nothing_is_owed(platform, sweeper)
+    assert told(platform) == missed
+
+
+def test_endpoint_that_was_recovered_just_now_is_not_disabled_for_what_was_before(
+    platform: Platform, endpoint: Endpoint
+) -> None:
+    endpoints = platform.container.endpoints
+    platform.rows("UPDATE callback_endpoints SET failing_since = now() - interval '4 days'")
+    with platform.database.transaction() as late:
+        assert endpoints.has_lost_patience(late, endpoint.id)
+        recover(platform, endpoint)
+        assert endpoints.disable(late, endpoint.id, "nothing was delivered", is_still_failing=True) is None
+    assert platform.rows("SELECT disabled FROM callback_endpoints") == [(False,)]
 
 
 def test_one_that_is_disabled_again_gets_the_rest_when_it_is_recovered_again(
