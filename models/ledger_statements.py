@@ -243,13 +243,21 @@ SELECT id FROM put_away
 TRY_WAKING = text(f"SELECT pg_try_advisory_xact_lock({0x5741_5942}, 2)")
 """Two numbers ("WAYB"), so it is no lane; retention has the first of them."""
 
+# Where somebody has hold of a job, those behind it in its lane wait for the next time.
 WAKE = text("""
 WITH due AS MATERIALIZED (
-    SELECT id FROM jobs
+    SELECT id, lane, row_number() OVER (ORDER BY announce_at, position) AS place FROM jobs
     WHERE state = 'scheduled' AND announce_at <= now()
-    ORDER BY announce_at, position LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+    ORDER BY announce_at, position LIMIT :limit
+), free AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE id IN (SELECT id FROM due) AND state = 'scheduled' FOR NO KEY UPDATE SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT lane, min(place) AS place FROM due WHERE id NOT IN (SELECT id FROM free) GROUP BY lane
 ), numbered AS MATERIALIZED (
-    SELECT id, nextval('job_sequence') AS n FROM due
+    SELECT id, nextval('job_sequence') AS n FROM (
+        SELECT due.id FROM due JOIN free USING (id) LEFT JOIN held USING (lane)
+        WHERE held.place IS NULL OR due.place < held.place ORDER BY due.place) AS first
 ), woken AS (
     UPDATE jobs AS j SET state = 'queued', sequence = d.n, position = d.n
     FROM numbered AS d WHERE j.id = d.id AND j.state = 'scheduled'

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from models.job import Operation, Submission
 from tests.kit.platform import Platform
@@ -40,6 +41,23 @@ def test_those_of_one_time_keep_their_order_whatever_clock_their_ids_are_from(pl
         assert platform.ledger.wake_scheduled(connection, MANY) == 2
     platform.applier().apply(ids)
     assert [platform.job(one).version for one in ids] == [1, 2]
+
+
+def test_one_that_somebody_has_hold_of_is_not_overtaken_in_its_lane(
+    platform: Platform, due_together: list[UUID]
+) -> None:
+    other = scheduled(platform.create())
+    platform.accept(other)
+    platform.rows("UPDATE jobs SET announce_at = now() WHERE id = :id", id=other.job_id)
+    with platform.database.transaction() as holder:
+        holder.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": due_together[1]})
+        with platform.database.transaction() as connection:
+            assert platform.ledger.wake_scheduled(connection, MANY) == 2
+    assert platform.states([*due_together, other.job_id]) == ["queued", "scheduled", "scheduled", "queued"]
+    with platform.database.transaction() as connection:
+        assert platform.ledger.wake_scheduled(connection, MANY) == 2
+    platform.applier().apply(due_together)
+    assert platform.states(due_together) == ["succeeded"] * 3
 
 
 def test_nobody_overtakes_one_who_wakes_some_of_them(platform: Platform, due_together: list[UUID]) -> None:
