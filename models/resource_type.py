@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -38,7 +39,7 @@ from models.identity.principals import DEFAULT_PERMISSIONS, Permissions
 from models.ids import lane_key
 from models.list_place import SORTABLE, can_sort
 from models.retry import RetryPolicy
-from models.schema import is_write_only, takes_object
+from models.schema import is_text, is_write_only, takes_object
 from models.service import ResourceService
 from models.tables import metadata
 
@@ -146,6 +147,11 @@ class ResourceType:
             unknown = sorted(set(schema.model_fields) - set(self.table.columns.keys()))
             if unknown:
                 raise ConfigurationError(f"resource {self.name}: no column for {', '.join(unknown)}")
+        unsealable = sorted(name for name, info in self._given() if is_write_only(info) and not is_text(info))
+        if unsealable:
+            raise ConfigurationError(
+                f"resource {self.name}: {', '.join(unsealable)}: a write-only member is sealed: let it be str"
+            )
         shown = sorted(self.write_only & set(self.read.model_fields))
         if shown:
             raise ConfigurationError(
@@ -221,8 +227,10 @@ class ResourceType:
     @cached_property
     def write_only(self) -> frozenset[str]:
         """Columns that callers set and never see: kept where a PUT or PATCH says nothing of them."""
-        given = [*self.create.model_fields.items(), *self.update.model_fields.items()]
-        return frozenset(name for name, info in given if is_write_only(info))
+        return frozenset(name for name, info in self._given() if is_write_only(info))
+
+    def _given(self) -> list[tuple[str, FieldInfo]]:
+        return [*self.create.model_fields.items(), *self.update.model_fields.items()]
 
     @cached_property
     def takes_object(self) -> frozenset[str]:

@@ -42,15 +42,20 @@ def is_write_only(info: FieldInfo) -> bool:
     return isinstance(extra, dict) and extra.get("writeOnly") is True
 
 
+def is_text(info: FieldInfo) -> bool:
+    """Whether a member is a text, or null at most."""
+    return info.annotation in (str, str | None)
+
+
 @cache
 def sealed_form(schema: type[BaseModel], names: frozenset[str]) -> type[BaseModel]:
-    """``schema`` where the fields ``names`` are sealed: some text, of which their own rules say nothing."""
+    """``schema`` where the fields ``names`` are sealed: text or null, whatever their own rules say."""
     fields: dict[str, Any] = {}
     for name, info in schema.model_fields.items():
         if name in names:
             made = info.default_factory
             default: dict[str, Any] = {"default": info.default} if made is None else {"default_factory": made}
-            fields[name] = (str, Field(**default, alias=info.alias))
+            fields[name] = (str | None, Field(**default, alias=info.alias))
     if not fields:
         return schema
     rules = schema.__pydantic_decorators__.field_validators.items()

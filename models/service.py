@@ -261,10 +261,14 @@ class ResourceService:
         """
         document = orjson.loads(payload)
         for member, column in self.secret_members.items():
-            if member in document and (given is None or member in given):
+            if document.get(member) is not None and (given is None or member in given):
                 kept = self.kept_of(column, document[member])
                 document[member] = self._seal().seal(kept, self.purpose(column, resource_id))
         return orjson.dumps(document)
+
+    def is_plain(self, column: str, kept: str) -> bool:
+        """Whether it was taken in before 0.2, which did not seal what only a creation has."""
+        return column not in self.resource.update.model_fields and not Sealer.is_sealed(kept)
 
     def _seal(self) -> Sealer:
         if self._sealer is None:
@@ -396,8 +400,10 @@ class ResourceService:
         for column in self.resource.write_only:
             if column in document.model_fields_set:
                 sealed = getattr(document, column)
-                if column not in self.resource.update.model_fields and not Sealer.is_sealed(sealed):
-                    # Taken in before 0.2, which did not seal what only a creation has.
+                if sealed is None:
+                    values[column] = None
+                    continue
+                if self.is_plain(column, sealed):
                     values[column] = self.kept_of(column, sealed)
                     continue
                 values[column] = self._seal().open(sealed, self.purpose(column, work.resource_id))

@@ -5,6 +5,7 @@ import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -140,6 +141,8 @@ class Settings(BaseSettings):
         urls = [url.strip() for url in text.split(";") if url.strip()]
         if not all(url.startswith(("amqp://", "amqps://", "pyamqp://")) for url in urls):
             raise ValueError("must begin with amqp:// or amqps://, each of several too, or be memory://")
+        for url in urls:
+            _check_port(url)
         if len({url.partition("://")[2].partition("/")[2].strip("/") for url in urls}) > 1:
             raise ValueError("several are the nodes of one cluster: they must name the same virtual host")
         return ";".join(urls)
@@ -149,6 +152,7 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, url: str) -> str:
         if url and not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
+        _check_port(url)
         return url
 
     @field_validator("rate_limits")
@@ -169,7 +173,8 @@ class Settings(BaseSettings):
     @classmethod
     def _regular_expression(cls, pattern: str) -> str:
         try:
-            re.compile(pattern)
+            for name in ("name", "(?!)"):  # as a sender's stands in it, and where he has none
+                re.compile(pattern.replace("{user}", name))
         except re.error as error:
             raise ValueError(f"must be a regular expression: {error}") from error
         return pattern
@@ -208,6 +213,14 @@ def _checked(url: str) -> str:
     if port is not None and not 0 < port <= 65535:
         raise ValueError("must look like postgresql://user:password@host:port/database")
     return url
+
+
+def _check_port(url: str) -> None:
+    """Refuse a URL that cannot be read. Who reads it would name a part of its password in his complaint."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError("cannot be read: write / ? # @ : in its password as %2F %3F %23 %40 %3A") from None
 
 
 def load_settings(*, with_run_file: bool = True, **overrides: Any) -> Settings:

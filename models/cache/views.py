@@ -252,7 +252,7 @@ def _with_its_text(connection: Connection, resource: Resource, query: PageQuery)
         return query
     wanted, last = query.after
     row = resource.repository.load_many(connection, [last]).get(last)
-    if row is None or not wanted.is_of(row[query.sort]):
+    if row is None or row[query.sort] is None or not wanted.is_of(row[query.sort]):
         raise Invalid("What the page before ended at was changed or deleted: begin without the cursor")
     return replace(query, after=(row[query.sort], last))
 

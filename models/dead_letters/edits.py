@@ -1,6 +1,6 @@
 """Editing dead letters: a merge patch of their data, with what is secret in it sealed. Judges no job."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import orjson
@@ -22,10 +22,12 @@ class Edit:
 
     Args:
         patch: Merge patch (RFC 7396). Secrets in it are plain, as they would be in a request.
+        secret_names: Members, and columns, that are secrets of any resource: an order may be for several.
     """
 
-    def __init__(self, patch: Mapping[str, Any]) -> None:
+    def __init__(self, patch: Mapping[str, Any], secret_names: Set[str]) -> None:
         self._patch = dict(patch)
+        self._secret_names = secret_names  # nobody should call one by its column, but somebody may
         self._secrets = 0
 
     def applied(self, resource: Resource, letter: OpenedLetter) -> bytes:
@@ -62,14 +64,13 @@ class Edit:
         self._secrets += 1
         return service.secured(payload, letter.job.resource_id, brought)
 
-    def recorded(self, resource: Resource | None) -> dict[str, Any]:
-        """The patch as it may be written down.
+    def recorded(self, *, is_known: bool) -> dict[str, Any]:
+        """The patch as it may be written down, its secrets masked.
 
         Args:
-            resource: Its secrets are masked; None, where it is not known: every member may be one.
+            is_known: Whether the resource is; else every member may be a secret.
         """
-        if resource is None:
-            return dict.fromkeys(self._patch, MASK)
-        members = resource.service.secret_members
-        secret = {*members, *members.values()}  # nobody should call one by its column, but somebody may
-        return {name: MASK if name in secret else value for name, value in self._patch.items()}
+        return {
+            name: MASK if name in self._secret_names or not is_known else value
+            for name, value in self._patch.items()
+        }

@@ -17,7 +17,7 @@ from models.failpoints import Step
 from models.identity.users import Users
 from models.job import Job
 from models.ledger import Ledger
-from models.registry import Registry, Resource
+from models.registry import Registry
 
 REDRIVE, DISCARD = "redrive", "discard"
 
@@ -55,6 +55,9 @@ class Redriver:
         self._database = database
         self._ledger = ledger
         self._registry = registry
+        self._secret_names = frozenset(
+            name for one in registry for member in one.service.secret_members.items() for name in member
+        )
         self._users = users
         self._judge = Judge(registry)
         self._letters = DeadLetters()
@@ -66,7 +69,7 @@ class Redriver:
         One that is refused refuses only itself. Announce the jobs among the answers. Takes seconds where
         the patch brings secrets to many: keep it off the event loop.
         """
-        edit = Edit(order.patch) if order.patch is not None else None
+        edit = Edit(order.patch, self._secret_names) if order.patch is not None else None
         with self._database.transaction(Step.REDRIVE) as connection:
             letters = self._letters.pick_up(connection, job_ids)
             answers = self._judged(connection, job_ids, letters, order, edit)
@@ -74,7 +77,8 @@ class Redriver:
                 answers = self._revived(connection, answers)
             entries = []
             for job_id, answer in zip(job_ids, answers, strict=True):
-                patch = edit.recorded(self._resource_of(letters.get(job_id))) if edit is not None else None
+                is_known = self._is_known(letters.get(job_id))
+                patch = edit.recorded(is_known=is_known) if edit is not None else None
                 entries.append(_entry(job_id, order, patch, answer, actor))
             self._audit.write(connection, actor, entries)
         return answers
@@ -168,10 +172,8 @@ class Redriver:
         jobs = self._ledger.find(connection, list(redrives))
         return [jobs[one.letter.job.id] if isinstance(one, Prospect) else one for one in answers]
 
-    def _resource_of(self, letter: OpenedLetter | None) -> Resource | None:
-        if letter is None or letter.job.resource not in self._registry:
-            return None
-        return self._registry[letter.job.resource]
+    def _is_known(self, letter: OpenedLetter | None) -> bool:
+        return letter is not None and letter.job.resource in self._registry
 
 
 def _entry(

@@ -167,12 +167,18 @@ class _JobSecrets:
 
     def _changed(self, resource: Resource, resource_id: UUID, payload: str) -> str | None:
         document, count = orjson.loads(payload), 0
-        for member, column in resource.service.secret_members.items():
-            if member not in document or self._sealer.is_current(sealed := str(document[member])):
+        service = resource.service
+        for member, column in service.secret_members.items():
+            kept = document.get(member)
+            if kept is None or self._sealer.is_current(kept):
                 continue
-            purpose = resource.service.purpose(column, resource_id)
+            purpose = service.purpose(column, resource_id)
             try:
-                document[member] = self._sealer.seal(self._sealer.open(sealed, purpose), purpose)
+                if service.is_plain(column, kept):
+                    kept = service.kept_of(column, kept)
+                else:
+                    kept = self._sealer.open(kept, purpose)
+                document[member] = self._sealer.seal(kept, purpose)
                 count += 1
             except Unsealable:
                 self._lost += 1

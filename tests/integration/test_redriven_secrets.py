@@ -144,6 +144,15 @@ def test_secret_is_masked_in_the_audit_by_its_declaration_whatever_its_name(api:
     assert rows(api, "SELECT label, pin_digest FROM lockers") == [("mended", lockers.digest(PIN))]
 
 
+def test_secret_of_one_resource_is_masked_where_the_order_is_for_others_too(api: Api) -> None:
+    entity = api.request("POST", "/api/v1/entities", json_body={"name": "crate"}).json["id"]
+    api.kill(entity)
+    body = {"reason": "x", "ids": [dead_locker(api), entity], "patch": {"pin": PIN, "pin_digest": PIN}}
+    api.request("POST", "/api/v1/dead-letters/redrive", role=Role.ADMIN, json_body=body)
+    assert PIN not in kept(api)
+    assert patches(api)[:2] == [{"pin": "***", "pin_digest": "***"}] * 2
+
+
 def test_edit_of_what_nobody_knows_is_masked_as_a_whole(api: Api) -> None:
     gone = dead_locker(api)
     rows(api, "UPDATE jobs SET resource = 'cupboards'")
@@ -222,6 +231,14 @@ def test_member_that_only_a_creation_has_is_sealed_and_kept_too(api: Api) -> Non
     api.apply(changed["id"])
     [(label, word, salt)] = rows(api, "SELECT label, word, salt FROM lockers")
     assert (label, word, len(salt)) == ("x", lockers.digest("mellon"), 32)
+
+
+def test_secret_that_may_be_null_is_kept_as_null(api: Api) -> None:
+    body = {"label": "mine", "pin": "0000", "word": None}
+    created = api.request("POST", LOCKERS, json_body=body)
+    assert created.status == 202
+    api.apply(created.json["id"])
+    assert rows(api, "SELECT label, word FROM lockers") == [("mine", None)]
 
 
 def test_what_an_older_version_did_not_seal_is_kept_as_if_it_had(api: Api) -> None:

@@ -124,6 +124,19 @@ def test_scheduled_user_is_made_after_the_old_key_is_dropped(platform: Platform)
         assert container.sign_in.log_in(email, PASSWORD, None, "192.0.2.1").access_token
 
 
+def test_what_an_older_version_did_not_seal_is_sealed(platform: Platform) -> None:
+    (job_id,) = platform.accept(locker(platform))
+    platform.rows(
+        "UPDATE jobs SET payload = CAST(CAST(payload AS jsonb) || CAST(:more AS jsonb) AS json)",
+        more='{"word": "mellon", "salt": null}',
+    )
+    assert rotated(platform) == Resealed("jobs.payload", 2, 0)
+    assert "mellon" not in str(row(platform, job_id))
+    with sealing_with(platform, NEW) as container:
+        assert applied(container, job_id).state is JobState.SUCCEEDED
+    assert platform.rows("SELECT word, salt FROM lockers") == [(lockers.digest("mellon"), None)]
+
+
 @pytest.mark.parametrize("state", ["queued", "retrying"])
 def test_user_that_waits_is_made_after_the_old_key_is_dropped(platform: Platform, state: str) -> None:
     (job_id,) = platform.accept(user(platform, f"{new_id()}@example.org"))

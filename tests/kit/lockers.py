@@ -36,7 +36,7 @@ class LockerCreate(Schema):
 
     label: str = Field(min_length=1, max_length=40)
     pin_digest: str = _pin(...)
-    word: str = Field("", json_schema_extra={"writeOnly": True})
+    word: str | None = Field("", json_schema_extra={"writeOnly": True})
     salt: str = Field(default_factory=lambda: uuid4().hex, json_schema_extra={"writeOnly": True})
 
     @field_validator("pin_digest")

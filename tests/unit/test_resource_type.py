@@ -105,6 +105,14 @@ def test_write_only_member_that_is_shown_is_refused() -> None:
         parcels(create=Secret)
 
 
+def test_write_only_member_that_is_no_text_is_refused() -> None:
+    class Numbered(Parcel):
+        label: int = Field(json_schema_extra={"writeOnly": True})  # type: ignore[assignment]
+
+    with pytest.raises(ConfigurationError, match="label: a write-only member is sealed"):
+        parcels(update=Numbered)
+
+
 @pytest.mark.parametrize(
     "kind",
     [

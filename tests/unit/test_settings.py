@@ -54,6 +54,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("AMQP_PRINCIPALS", "[]"),
         ("AMQP_PRINCIPALS", '{"a": 1}'),
         ("AMQP_REPLY_QUEUES", "replies[.*"),
+        ("AMQP_REPLY_QUEUES", r"reply\.\{user}"),
         ("BROKER_PASSWORDS", "geheim"),
         ("LOG_LEVEL", "LOUD"),
     ],
@@ -67,11 +68,22 @@ def test_bad_value_is_one_line_that_names_the_variable(
     assert "\n" not in str(caught.value)
 
 
-def test_password_is_not_repeated_in_the_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://u:s3cret@host:port/x")
-    with pytest.raises(ConfigurationError) as caught:
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DATABASE_URL", "postgresql://u:s3cret@host:port/x"),
+        ("BROKER_URL", "amqp://u:s3/cret@host:1//"),
+        ("BROKER_URL", "amqp://h:1//;amqp://u:s3?cret@host:1//"),
+        ("REDIS_URL", "redis://:s3#cret@host:1/0"),
+    ],
+)
+def test_password_is_not_repeated_in_the_complaint(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    monkeypatch.setenv(f"WAYBILL_{name}", url)
+    with pytest.raises(ConfigurationError, match=name) as caught:
         load_settings()
-    assert "s3cret" not in str(caught.value)
+    assert "s3" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "postgres"])
