@@ -22,7 +22,7 @@ _FAULTS = (AMQPError, KombuError, OperationalError, OSError)
 
 
 class NotConfirmed(BrokerUnavailable):
-    """Sent, and no word of it: the broker is lost, or a queue where it belongs has lost its majority."""
+    """Sent, and no word of it in time: the broker is silent, or a queue where it belongs has no majority."""
 
 
 class NotTaken(BrokerUnavailable):
@@ -84,7 +84,7 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Not confirmed.
-            NotConfirmed: The same, of a broker that was there.
+            NotConfirmed: The same, over a connection that was not lost.
             NotTaken: Refused by a queue, which is an answer: the connection is kept.
         """
         producer = self._ready()
@@ -104,9 +104,12 @@ class Publisher:
             )
         except MessageNacked as error:
             raise NotTaken(f"a queue for {routing_key} is full") from error
+        except TimeoutError as error:
+            self.close()
+            raise NotConfirmed(f"no confirmation within {self._patience_seconds} s") from error
         except _FAULTS as error:
             self.close()
-            raise NotConfirmed(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
         return not self._returned
 
     def depth(self, queue: str) -> int:
