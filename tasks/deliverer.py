@@ -27,7 +27,7 @@ BROKER_REST = timedelta(seconds=5)
 
 _NOBODY = "the reply queue does not exist"
 _FULL = "the reply queue is full"
-_UNCONFIRMED = "the reply was not confirmed"
+_UNCONFIRMED = "the broker did not confirm it"
 _LISTENER_FULL = "a listener's queue is full, or does not confirm"
 _CLOUD_EVENT = "application/cloudevents+json"
 
@@ -92,7 +92,7 @@ class Deliverer:
                 try:
                     is_sent = self._publish_alone(delivery)
                 except NotTaken:
-                    refused[delivery] = _FULL
+                    refused[delivery] = _FULL if delivery.kind is DeliveryKind.REPLY else _LISTENER_FULL
                     continue
                 except NotConfirmed as error:
                     doubt.grow(error)

@@ -365,7 +365,7 @@ def test_reply_queue_that_does_not_confirm_holds_up_nobody_else(
         platform.rows("UPDATE deliveries SET announce_at = now() WHERE state = 'pending'")
     *troubled, well = deliveries(platform, "reply")
     assert [(row.state, row.attempts, row.error) for row in troubled] == [
-        ("retrying", 1, "the reply was not confirmed")
+        ("retrying", 1, "the broker did not confirm it")
     ] * 2
     assert well.state == "delivered"
     assert other.message()
