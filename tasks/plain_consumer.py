@@ -109,14 +109,13 @@ class PlainConsumer(Consumer):
             self._beat()
             maybe_shutdown()
             time.sleep(min(left, 0.2))
-        connection = super().connect()
-        try:
-            if self.app.conf.task_queues:
-                declare_celery_queues(connection)
-        except BaseException:
-            connection.collect()
-            raise
-        return connection
+        return super().connect()
+
+    def update_strategies(self) -> None:
+        """Celery's own, the first that it does of what it consumes: the queues are declared before."""
+        if self.app.conf.task_queues and self.connection is not None:
+            declare_celery_queues(self.connection)
+        super().update_strategies()
 
     def ensure_connected(self, conn: Any) -> Any:
         """Celery's own, with a bound to its pauses, for which it has no setting."""
