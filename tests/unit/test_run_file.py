@@ -2,6 +2,7 @@
 
 import stat
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -30,6 +31,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataDirectory:
 @example(password="it's ${HOME} \\' #1")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_urls_are_read_back_as_written(directory: DataDirectory, password: str) -> None:
+    for mark in "/?#@:[]":  # else it could not be read as a URL
+        password = password.replace(mark, quote(mark, safe=""))
     url = f"redis://:{password}@127.0.0.1:1/0"
     write_run_file(directory, {"WAYBILL_REDIS_URL": url})
     assert load_settings().redis_url == url.replace("$", "%24")
