@@ -175,7 +175,8 @@ class Outbox:
     ) -> None:
         """Put a failed attempt off by ``delay``, unless its claim is lost.
 
-        Of ``events`` those are kept that ``delivery`` still names, and its attempts count: some may be told.
+        Of ``events`` those are put off that ``delivery`` still names, and its attempts count; the others were
+        told, and are settled as a delivery of their own.
         """
         parameters = {
             "attempts": delivery.attempts + 1,
@@ -349,12 +350,21 @@ FROM done WHERE e.id = done.endpoint_id AND e.failing_since IS NOT NULL
 """)
 
 _RETRY = text("""
-WITH put_off AS (
-    UPDATE deliveries
+WITH mine AS MATERIALIZED (
+    SELECT id, kind, sequences FROM deliveries
+    WHERE id = :id AND announce_at = :claimed_until FOR NO KEY UPDATE
+), told AS (
+    INSERT INTO deliveries (id, kind, sequences, state, attempts)
+    SELECT waybill_uuid7(), m.kind, array_agg(one ORDER BY one), 'delivered', 1
+    FROM mine AS m CROSS JOIN unnest(m.sequences) AS one
+    WHERE one <> ALL(CAST(:sequences AS bigint[]))
+    GROUP BY m.kind
+), put_off AS (
+    UPDATE deliveries AS d
     SET state = 'retrying', attempts = :attempts, sequences = CAST(:sequences AS bigint[]),
         announce_at = now() + :delay, response_status = :status, error = :error, updated_at = now()
-    WHERE id = :id AND announce_at = :claimed_until
-    RETURNING endpoint_id
+    FROM mine WHERE d.id = mine.id
+    RETURNING d.endpoint_id
 )
 UPDATE callback_endpoints AS e SET failing_since = now()
 FROM put_off WHERE e.id = put_off.endpoint_id AND e.failing_since IS NULL

@@ -374,6 +374,14 @@ def test_reply_queue_that_does_not_confirm_holds_up_nobody_else(
     other.end()
 
 
+def sizes(platform: Platform) -> dict[str, list[int]]:
+    """How many events each delivery of some tells of, by state."""
+    found: dict[str, list[int]] = {}
+    for row in deliveries(platform, "events"):
+        found.setdefault(row.state, []).append(len(row.sequences))
+    return found
+
+
 def test_events_that_do_not_get_through_are_tried_once_for_each_key(
     platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +399,7 @@ def test_events_that_do_not_get_through_are_tried_once_for_each_key(
     deliverer.deliver(ids(platform, "events"))
     assert ears.message()
     assert len(tried) == 1
-    assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    assert sizes(platform) == {"retrying": [5], "delivered": [1]}
     monkeypatch.undo()
     late = Listener(client, "late", "entities.#")
     make_due(platform)
@@ -414,7 +422,7 @@ def test_listener_whose_queue_is_full_misses_nothing_and_gets_nothing_twice(
     platform.made(platform.create())
     deliverer.deliver(ids(platform, "events"))
     assert json.loads(other.message().body)["subject"] == str(ticket.id)
-    assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    assert sizes(platform) == {"retrying": [3, 1], "delivered": [3]}
     told = []
     for _ in range(3):
         told += [json.loads(full.message().body)["subject"] for _ in range(2)]
@@ -424,6 +432,7 @@ def test_listener_whose_queue_is_full_misses_nothing_and_gets_nothing_twice(
     assert other.is_empty()
     assert len(told) == len(set(told)) == 6
     assert {row.state for row in deliveries(platform, "events")} == {"delivered"}
+    assert sum(sizes(platform)["delivered"]) == 7, "each event is in one delivery"
     full.end()
     other.end()
 
@@ -436,7 +445,7 @@ def test_listener_whose_queue_is_full_keeps_nothing_from_another_of_the_same_eve
     deliverer.deliver(ids(platform, "events"))
     told = [json.loads(other.message().body)["subject"] for _ in jobs]
     assert told == [str(job.id) for job in jobs]
-    assert {row.state for row in deliveries(platform, "events")} == {"retrying"}
+    assert sizes(platform) == {"retrying": [3], "delivered": [1]}
     make_due(platform)
     deliverer.deliver(ids(platform, "events"))
     assert other.message()
