@@ -18,6 +18,7 @@ from models.deliveries.endpoints import CallbackEndpoints
 from models.errors import (
     DatabaseUnavailable,
     Invalid,
+    NotFound,
     PreconditionFailed,
     Refusal,
     Transient,
@@ -270,11 +271,8 @@ class Intake:
         # by one of the two. The other way round it would be seen by neither.
         busy = self._ledger.lanes_in_use(connection, [one.lane for one in aimed])
         expected = _ids_behind_a_creation(batch)
-        to_come = {
-            one.job_id
-            for one in aimed
-            if one.lane in busy or one.job_id in expected or one.run_at is not None
-        }
+        later = {one.job_id for one in aimed if one.run_at is not None}
+        to_come = {one.job_id for one in aimed if one.lane in busy or one.job_id in expected} | later
         for name in {one.resource for one in aimed}:
             resource = self._registry[name]
             here = [one for one in aimed if one.resource == name]
@@ -284,6 +282,9 @@ class Intake:
                 here = [one for one in here if one.job_id not in refused]
             here = [one for one in here if one.operation is not Operation.CREATE]
             answers |= _refusals_by_instance(connection, resource, here, to_come)
+        for job_id in later & answers.keys():  # as if what is hidden were not there, and might be by then
+            if isinstance(answers[job_id], NotFound):
+                del answers[job_id]
         return answers
 
     # ---- a lost connection -------------------------------------------------------------

@@ -273,10 +273,9 @@ class Ledger:
         """Have queued jobs announced now, as if they had been announced so often already."""
         connection.execute(sql.SUSPECT, {"ids": array(job_ids), "announcements": announcements})
 
-    def dead_predecessors(self, connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, UUID]:
-        """For those of ``job_ids`` that waited behind a job that ended dead: that job."""
-        found = connection.execute(sql.DEAD_PREDECESSORS, {"ids": array(job_ids)}).all()
-        return {row[0]: row[1] for row in found if row[1] is not None}
+    def dead_predecessors(self, connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, UUID | None]:
+        """Those of ``job_ids`` that waited behind a job that ended dead; its id, if both are one user's."""
+        return {row[0]: row[1] for row in connection.execute(sql.DEAD_PREDECESSORS, {"ids": array(job_ids)})}
 
     # ---- cancel and redrive ------------------------------------------------------------
 

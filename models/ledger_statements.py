@@ -191,12 +191,14 @@ SET announcements = GREATEST(announcements, :announcements), announce_at = LEAST
 WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
 """)
 
+# Whose job it was is told to nobody else.
 DEAD_PREDECESSORS = text("""
-SELECT j.id, (
-    SELECT d.id FROM jobs AS d
+SELECT j.id, CASE WHEN dead.principal_id = j.principal_id THEN dead.id END
+FROM jobs AS j CROSS JOIN LATERAL (
+    SELECT d.id, d.principal_id FROM jobs AS d
     WHERE d.lane = j.lane AND d.state = 'dead' AND d.position < j.position AND d.finished_at > j.created_at
-    ORDER BY d.position DESC LIMIT 1)
-FROM jobs AS j WHERE j.id = ANY(CAST(:ids AS uuid[]))
+    ORDER BY d.position DESC LIMIT 1) AS dead
+WHERE j.id = ANY(CAST(:ids AS uuid[]))
 """)
 
 LOCK_JOB = text("SELECT state, attempt FROM jobs WHERE id = :id FOR NO KEY UPDATE")

@@ -256,7 +256,7 @@ class Applier:
         outcomes = batch.run(jobs)
         if batch.unprepared:
             dead = self._ledger.dead_predecessors(connection, list(batch.unprepared))
-            outcomes = [_blamed(one, dead.get(one.job_id), batch.unprepared) for one in outcomes]
+            outcomes = [_blamed(one, dead, batch.unprepared) for one in outcomes]
         for job in jobs:
             metrics.APPLY_SECONDS.observe((now - job.created_at).total_seconds())
         return outcomes, batch.changes
@@ -417,15 +417,18 @@ def runnable(jobs: Sequence[OpenJob]) -> list[OpenJob]:
     return ready
 
 
-def _blamed(outcome: Outcome, predecessor: UUID | None, unprepared: Mapping[UUID, OpenJob]) -> Outcome:
+def _blamed(
+    outcome: Outcome, dead: Mapping[UUID, UUID | None], unprepared: Mapping[UUID, OpenJob]
+) -> Outcome:
     """Where the job ahead ended dead, that is why this one's precondition does not hold: say so."""
     job = unprepared.get(outcome.job_id)
-    if predecessor is None or job is None or outcome.state is not JobState.FAILED:
+    if job is None or job.id not in dead or outcome.state is not JobState.FAILED:
         return outcome
     refused = (outcome.error or {}).get("message", "It cannot be applied")
+    predecessor = dead[job.id]
     problem = Conflict(
         f"{refused}; the job ahead of it in its lane ended dead",
-        extra={"reason": PREDECESSOR_FAILED, "predecessor": str(predecessor)},
+        extra={"reason": PREDECESSOR_FAILED} | ({"predecessor": str(predecessor)} if predecessor else {}),
     ).problem(job.request_id)
     return replace(outcome, error=problem)
 

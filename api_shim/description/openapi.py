@@ -49,7 +49,7 @@ _PROBLEM = {
         "retryAfter": {"type": "integer"},
         "currentVersion": {"type": "integer", "description": "with 412"},
         "reason": {"type": "string", "description": "`predecessorFailed`: the job ahead of it ended dead"},
-        "predecessor": {**_UUID, "description": "that job"},
+        "predecessor": {**_UUID, "description": "that job, where it is yours"},
         "evidence": {
             "type": "array",
             "description": "of a job that killed its workers: worker, time, and signal where it was seen",

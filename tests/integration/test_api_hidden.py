@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from models.identity.principals import Role
 from models.ids import new_id
@@ -105,3 +107,33 @@ def test_hidden_and_unknown_are_refused_in_the_same_words_by_a_bulk(api: Api, fo
         problems.append([item["error"] | {"requestId": ""} for item in answer.json["jobs"]])
         assert [one["status"] for one in problems[-1]] == [404] * len(operations)
     assert problems[0] == problems[1]
+
+
+def test_hidden_and_unknown_are_taken_in_for_later_and_refused_then_in_the_same_words(
+    api: Api, foreign: Ids
+) -> None:
+    problems = []
+    for ids in (foreign, unknown()):
+        writes = [
+            ("PATCH", f"{ENTITIES}/{ids.entity}", BODIES["PATCH"]),
+            ("DELETE", f"{ENTITIES}/{ids.entity}", None),
+            ("POST", f"{ENTITIES}/{ids.entity}/related", BODIES["POST"]),
+            ("DELETE", f"{ENTITIES}/{ids.entity}/related/{ids.part}", None),
+        ]
+        for method, path, body in writes:
+            soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+            answer = api.request(method, path, json_body=body, headers={"Waybill-Run-At": soon})
+            assert answer.status == 202, answer.body
+            job = answer.json["id"]
+            with api.container.database.transaction() as connection:
+                connection.execute(_NOW_DUE, {"id": job})
+            api.apply(job)
+            ended = api.request("GET", f"/api/v1/jobs/{job}").json
+            assert ended["state"] == "failed"
+            problems.append(ended["error"] | {"requestId": ""})
+    half = len(problems) // 2
+    assert problems[:half] == problems[half:]
+    assert {one["status"] for one in problems} == {404}
+
+
+_NOW_DUE = text("UPDATE jobs SET state = 'queued', run_at = now(), announce_at = now() WHERE id = :id")

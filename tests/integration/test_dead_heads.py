@@ -108,6 +108,22 @@ def test_successor_whose_precondition_a_dead_job_did_not_bring_about_fails_with_
     assert successor.error["predecessor"] == str(dead.id)
 
 
+def test_dead_job_of_somebody_else_is_blamed_without_its_id(platform: Platform) -> None:
+    one = ticket(platform)
+    admins = platform.submission(
+        Operation.PATCH, one, {"note": BROKEN}, resource="tickets", by=platform.admin
+    )
+    theirs, successor = bury(
+        platform,
+        admins,
+        platform.submission(Operation.PATCH, one, {"assignee": "Bob"}, resource="tickets", if_match=2),
+    )
+    assert (theirs.state, successor.state) == ("dead", "failed")
+    assert successor.error["reason"] == "predecessorFailed"
+    assert "predecessor" not in successor.error
+    assert str(theirs.id) not in str(successor.error)
+
+
 def test_version_that_somebody_else_passed_is_no_predecessors_fault(platform: Platform) -> None:
     one = ticket(platform)
     jobs = bury(
