@@ -29,7 +29,7 @@ class Service(BaseModel):
     Attributes:
         url: What the calls' paths are appended to.
         headers: Sent with every call; secret, as they may hold a key.
-        timeout_seconds: For one call as a whole.
+        timeout_seconds: For one call as a whole, but for the look-up of its host's name.
         at_once: Calls that one worker process has under way at a time.
     """
 
@@ -204,14 +204,17 @@ class Settings(BaseSettings):
 
 def _checked(url: str) -> str:
     if has_several_hosts(url):
-        hosts_of(url)
-        return url
-    try:
-        port = make_url(url).port
-    except (ArgumentError, ValueError):
-        port = -1
-    if port is not None and not 0 < port <= 65535:
-        raise ValueError("must look like postgresql://user:password@host:port/database")
+        hosts = str(hosts_of(url)["host"])
+    else:
+        try:
+            parts = make_url(url)
+            hosts, port = parts.host or "", parts.port
+        except (ArgumentError, ValueError):
+            hosts, port = "", -1
+        if port is not None and not 0 < port <= 65535:
+            raise ValueError("must look like postgresql://user:password@host:port/database")
+    if "@" in hosts:
+        raise ValueError(_UNREADABLE)
     return url
 
 
@@ -220,7 +223,10 @@ def _check_port(url: str) -> None:
     try:
         _ = urlsplit(url).port
     except ValueError:
-        raise ValueError("cannot be read: write / ? # @ : in its password as %2F %3F %23 %40 %3A") from None
+        raise ValueError(_UNREADABLE) from None
+
+
+_UNREADABLE = "cannot be read: write / ? # @ : in its password as %2F %3F %23 %40 %3A"
 
 
 def load_settings(*, with_run_file: bool = True, **overrides: Any) -> Settings:

@@ -1,15 +1,72 @@
 """The HTTP client of one third party: URL, headers, time-out, kept connections. Decides nothing."""
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from http.client import HTTPException
+from threading import Timer
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from models.deliveries.delivery_policy import Answer
 from models.effects import ServiceCall
 from models.job import to_json
 from models.settings import Service
 from tasks.webhook import MAX_ANSWER_BYTES, parse_retry_after
+
+
+class _Deadline:
+    """Ends what other threads read from a connection when time is up; beneath TLS, if there is any."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self.is_over = False
+        self._connection = connection
+        self._timer = Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def lift(self) -> None:
+        """All was read."""
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.is_over = True
+        with suppress(OSError):
+            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+
+
+class _Plain(HTTPConnection):
+    """Holds the whole answer to the time-out, which urllib3 counts anew at each read.
+
+    Attributes:
+        deadline: Of the answer that is read; whoever has read its body lifts it.
+    """
+
+    deadline: _Deadline
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 does
+        """As urllib3 has it.
+
+        Raises:
+            TimeoutError: Time was up. What had come until then may look like a whole head.
+        """
+        self.deadline = _Deadline(self.sock, self.timeout or 0)
+        try:
+            response = super().getresponse()
+        except (OSError, HTTPException):
+            self.deadline.lift()
+            if self.deadline.is_over:
+                raise TimeoutError from None
+            raise
+        if self.deadline.is_over:
+            raise TimeoutError
+        return response
+
+
+class _Encrypted(HTTPSConnection, _Plain):
+    """The same over TLS."""
 
 
 class ServiceClient:
@@ -45,6 +102,8 @@ class ServiceClient:
             retries=False,
             timeout=urllib3.Timeout(total=service.timeout_seconds),
         )
+        is_plain = self._pool.ConnectionCls is HTTPConnection
+        self._pool.ConnectionCls = _Plain if is_plain else _Encrypted
 
     def send(self, call: ServiceCall, key: str) -> Answer:
         """Make ``call`` once under ``key``, by which the service tells a repetition.
@@ -82,6 +141,7 @@ class ServiceClient:
     @staticmethod
     def _finish(response: urllib3.BaseHTTPResponse) -> None:
         """Read what little there may be, so that the connection serves again; else close it."""
+        connection = response.connection
         try:
             response.read(MAX_ANSWER_BYTES)
             if response.read(1):
@@ -89,4 +149,6 @@ class ServiceClient:
         except urllib3.exceptions.HTTPError:
             response.close()  # its status stands
         finally:
+            if isinstance(connection, _Plain):
+                connection.deadline.lift()
             response.release_conn()

@@ -1,0 +1,70 @@
+"""The HTTP client of a third party against a real one on loopback that is slow on purpose."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from models.deliveries.delivery_policy import Answer
+from models.effects import ServiceCall
+from models.settings import Service
+from tasks.service_client import ServiceClient
+from tests.kit import receiver as behave
+from tests.kit.authority import CertificateAuthority
+from tests.kit.receiver import WebhookReceiver
+
+CALL = ServiceCall(method="POST", path="/bookings", json={"invoice": "A1"})
+
+
+@pytest.fixture(params=["http", "https"])
+def service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[WebhookReceiver]:
+    if request.param == "http":
+        with WebhookReceiver() as made:
+            yield made
+        return
+    authority = CertificateAuthority(tmp_path_factory.mktemp("authority"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+    with WebhookReceiver(authority.server_context("127.0.0.1")) as made:
+        yield made
+
+
+def client(service: WebhookReceiver, timeout_seconds: float) -> ServiceClient:
+    return ServiceClient(
+        "accounting", Service(url=service.url(""), timeout_seconds=timeout_seconds), user_agent="test"
+    )
+
+
+def test_call_gets_its_answer(service: WebhookReceiver) -> None:
+    service.will(behave.answer(200, b"x" * 1000), behave.answer(503))
+    hasty = client(service, 10)
+    assert hasty.send(CALL, "key-1") == Answer(200)
+    assert hasty.send(CALL, "key-1").status == 503
+    assert [one.headers["idempotency-key"] for one in service.requests] == ["key-1"] * 2
+
+
+@pytest.mark.timeout(60)
+def test_service_that_trickles_its_head_is_given_up_in_time(service: WebhookReceiver) -> None:
+    service.will(behave.trickle_head(0.05))
+    assert client(service, 1).send(CALL, "key-1") == Answer(None, "accounting: no answer in time")
+
+
+@pytest.mark.timeout(60)
+def test_service_that_trickles_its_body_has_answered_and_is_left(service: WebhookReceiver) -> None:
+    service.will(behave.trickle_body(0.05))
+    hasty = client(service, 1)
+    assert hasty.send(CALL, "key-1") == Answer(200)
+    assert hasty.send(CALL, "key-2") == Answer(204)
+
+
+@pytest.mark.timeout(60)
+def test_service_that_says_nothing_is_given_up_in_time(service: WebhookReceiver) -> None:
+    service.will(behave.hang())
+    assert client(service, 1).send(CALL, "key-1") == Answer(None, "accounting: no answer in time")
+
+
+def test_service_that_hangs_up_is_told_as_what_it_is(service: WebhookReceiver) -> None:
+    service.will(behave.close())
+    answer = client(service, 10).send(CALL, "key-1")
+    assert answer.status is None
+    assert "cannot be reached" in str(answer)
