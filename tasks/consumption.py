@@ -46,7 +46,11 @@ class Consumption:
         for queue in filter(self.consumer.consuming_from, self.consumer.queues):
             if self._heard_at.setdefault(queue.name, time.monotonic()) >= silent_since:
                 continue
-            if not any(one.delivery_info.get("routing_key") == queue.name for one in list(reserved_requests)):
+            try:
+                at_work = {one.delivery_info.get("routing_key") for one in list(reserved_requests)}
+            except RuntimeError:  # a thread has just ended one, and the set changed: the next look will tell
+                return
+            if queue.name not in at_work:
                 self._consume_anew(queue)
             self.heard(queue.name)
 

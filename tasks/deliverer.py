@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -28,8 +28,11 @@ BROKER_REST = timedelta(seconds=5)
 _NOBODY = "the reply queue does not exist"
 _FULL = "the reply queue is full"
 _UNCONFIRMED = "the broker did not confirm it"
-_LISTENER_FULL = "a listener's queue is full, or does not confirm"
+_LISTENER_FULL = "a listener's queue is full"
 _CLOUD_EVENT = "application/cloudevents+json"
+_UNTRIED = "it was not tried"
+_SILENCES = 2
+"""Messages that are not confirmed, each of them waited for, before the rest of a batch is put off."""
 
 
 class Deliverer:
@@ -74,52 +77,27 @@ class Deliverer:
     # ---- AMQP --------------------------------------------------------------------------
 
     def _publish(self, deliveries: Sequence[Delivery]) -> None:
-        """Publish replies and events, then settle them. What the broker did not take is put off.
+        """Publish replies and events, then settle them. What a queue did not take is put off.
 
         A queue that is full, or that does not confirm, holds up nothing but what is for it.
 
         Raises:
             BrokerUnavailable: The rest waits for its next announcement.
         """
-        done: list[Delivery] = []
-        refused: dict[Delivery, str] = {}
-        doubt = _Doubt()
-        events = [one for one in deliveries if one.kind is DeliveryKind.EVENTS]
+        course = _Course()
         try:
             for delivery in deliveries:
-                if delivery.kind is DeliveryKind.EVENTS:
-                    continue
-                try:
-                    is_sent = self._publish_alone(delivery)
-                except NotTaken:
-                    refused[delivery] = _FULL if delivery.kind is DeliveryKind.REPLY else _LISTENER_FULL
-                    continue
-                except NotConfirmed as error:
-                    doubt.grow(error)
-                    refused[delivery] = _UNCONFIRMED
-                    continue
-                if is_sent:
-                    done.append(delivery)
-                else:
-                    with self._database.transaction(Step.GIVE_UP_REPLY) as connection:
-                        self._outbox.give_up(connection, delivery, error=_NOBODY, status=None)
-            untold = self._publish_events(events, doubt)
-            for one in events:
-                left = _left_of(one, untold)
-                if left.sequences:
-                    refused[left] = _LISTENER_FULL
-                else:
-                    done.append(one)
-        except BrokerUnavailable:
-            settled = {one.id for one in (*done, *refused)}
-            unsent = [one for one in deliveries if one.id not in settled]
-            with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
-                self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
-            raise
+                if delivery.kind is not DeliveryKind.EVENTS and not course.is_out_of_patience:
+                    self._publish_alone(delivery, course)
+            self._publish_events([one for one in deliveries if one.kind is DeliveryKind.EVENTS], course)
         finally:
-            if done or refused:
+            unsent = [one for one in deliveries if one.id not in course.settled]
+            if unsent:
+                with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
+                    self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
+            if course.done or course.refused:
                 with self._database.transaction(Step.SETTLE_PUBLISH) as connection:
-                    self._settle(connection, done, refused)
+                    self._settle(connection, course.done, course.refused)
 
     def _settle(
         self, connection: Connection, done: Sequence[Delivery], refused: Mapping[Delivery, str]
@@ -130,7 +108,8 @@ class Deliverer:
         for one in done:
             metrics.DELIVERIES.labels(one.kind, "delivered").inc()
         for one, error in refused.items():
-            match decide(Answer(None, error), attempts=one.attempts + 1, age=one.age, random=self._uniform):
+            age = one.age if one.attempts else timedelta(0)  # the first refusal is not the last, however late
+            match decide(Answer(None, error), attempts=one.attempts + 1, age=age, random=self._uniform):
                 case RetryIn(delay):
                     self._outbox.retry(connection, one, delay=delay, error=error, status=None)
                     metrics.DELIVERIES.labels(one.kind, "retryin").inc()
@@ -140,16 +119,27 @@ class Deliverer:
         if refused:
             _log.warning("queues did not take replies or events", extra={"deliveries": len(refused)})
 
-    def _publish_alone(self, delivery: Delivery) -> bool:
-        """Publish a reply or a notice; False where a reply has no queue.
+    def _publish_alone(self, delivery: Delivery, course: "_Course") -> None:
+        """Publish a reply or a notice.
 
         Raises:
-            NotTaken: A queue is full.
+            BrokerUnavailable: The broker is lost.
         """
-        if delivery.kind is DeliveryKind.NOTICE:
-            self._publish_event(delivery.body or b"", delivery.target or "")
-            return True
-        return delivery.body is not None and self._publish_reply(delivery)
+        is_reply = delivery.kind is DeliveryKind.REPLY
+        try:
+            if not is_reply:
+                self._publish_event(delivery.body or b"", delivery.target or "")
+            elif delivery.body is None or not self._publish_reply(delivery):
+                with self._database.transaction(Step.GIVE_UP_REPLY) as connection:
+                    self._outbox.give_up(connection, delivery, error=_NOBODY, status=None)
+                course.given_up.append(delivery)
+                return
+            course.done.append(delivery)
+        except NotTaken:
+            course.refused[delivery] = _FULL if is_reply else _LISTENER_FULL
+        except NotConfirmed:
+            course.silences += 1
+            course.refused[delivery] = _UNCONFIRMED
 
     def _publish_reply(self, delivery: Delivery) -> bool:
         failpoints.before(Step.PUBLISH_REPLY)
@@ -165,33 +155,52 @@ class Deliverer:
         failpoints.after(Step.PUBLISH_REPLY)
         return is_routed
 
-    def _publish_events(self, deliveries: Sequence[Delivery], doubt: "_Doubt") -> set[int]:
-        """Publish job events; those that a listener's queue left untold.
+    def _publish_events(self, deliveries: Sequence[Delivery], course: "_Course") -> None:
+        """Publish job events. Of what patience did not suffice for, nothing is settled.
 
         Raises:
             BrokerUnavailable: The broker is lost.
         """
-        untold: set[int] = set()
         for again in (False, True):
-            some = [one for one in deliveries if (one.attempts > 0) is again]
-            sequences = [sequence for one in some for sequence in one.sequences]
-            if sequences:
+            some = [one for one in deliveries if (one.error == _LISTENER_FULL) is again]
+            if some:
                 with self._database.snapshot() as connection:
-                    for key, of_key in self._outbox.event_keys(connection, sequences).items():
-                        untold.update(self._publish_key(connection, key, of_key, doubt, again=again))
-        return untold
+                    sequences = [sequence for one in some for sequence in one.sequences]
+                    keys = list(self._outbox.event_keys(connection, sequences).items())
+                    if any(one.error == _UNCONFIRMED for one in some):
+                        keys.sort(key=lambda _: self._uniform())  # so that each gets its turn
+                    for key, of_key in keys:
+                        self._publish_key(connection, key, of_key, course, again=again)
+        for one in deliveries:
+            left = tuple(sequence for sequence in one.sequences if sequence in course.untold)
+            errors = {course.untold[sequence] for sequence in left}
+            if not left:
+                course.done.append(one)
+            elif left != one.sequences:  # what gets on begins anew with its attempts
+                error = _LISTENER_FULL if errors == {_LISTENER_FULL} else _UNCONFIRMED
+                course.refused[replace(one, sequences=left, attempts=0)] = error
+            elif errors != {_UNTRIED}:
+                course.refused[one] = _LISTENER_FULL if errors == {_LISTENER_FULL} else _UNCONFIRMED
 
     def _publish_key(
-        self, connection: Connection, key: str, sequences: Sequence[int], doubt: "_Doubt", *, again: bool
-    ) -> Sequence[int]:
-        """Publish the events of one key, in order; those that a queue did not take.
+        self,
+        connection: Connection,
+        key: str,
+        sequences: Sequence[int],
+        course: "_Course",
+        *,
+        again: bool,
+    ) -> None:
+        """Publish the events of one key, in order.
 
         At first each is tried, for other queues of the same key may have room; ``again``, those others have
         theirs, and one refusal tells enough. Keys that nobody listens to are found out by one message each.
         The broker returns what no queue takes, so an unheard event costs nothing beyond the first of its
         key: with no listener a batch of hundreds is a handful of messages.
         """
-        untold: list[int] = []
+        if course.is_out_of_patience:
+            course.untold |= dict.fromkeys(sequences, _UNTRIED)
+            return
         tell = resolved_event if key.endswith("." + RESOLVED) else cloud_event
         for part in (sequences[:1], sequences[1:]):
             is_heard = False
@@ -200,15 +209,17 @@ class Deliverer:
                     is_heard = self._publish_event(tell(sequence, event), key)
                 except NotTaken:
                     is_heard = True
-                    untold.append(sequence)
+                    course.untold[sequence] = _LISTENER_FULL
                     if again:
-                        return sequences[sequences.index(sequence) :]
-                except NotConfirmed as error:
-                    doubt.grow(error)
-                    return [*untold, *sequences[sequences.index(sequence) :]]
+                        rest = sequences[sequences.index(sequence) :]
+                        course.untold |= dict.fromkeys(rest, _LISTENER_FULL)
+                        return
+                except NotConfirmed:
+                    course.silences += 1
+                    course.untold |= dict.fromkeys(sequences[sequences.index(sequence) :], _UNCONFIRMED)
+                    return
             if not is_heard:
-                break
-        return untold
+                return
 
     def _publish_event(self, body: bytes, key: str) -> bool:
         failpoints.before(Step.PUBLISH_EVENT)
@@ -217,27 +228,33 @@ class Deliverer:
         return is_heard
 
 
-class _Doubt:
-    """Whether the broker is there at all, as far as it can be told from what it does not confirm."""
+@dataclass(slots=True)
+class _Course:
+    """How a batch has gone so far.
 
-    def __init__(self) -> None:
-        self._is_grown = False
+    Attributes:
+        done: Told, each event of it to each queue that is there.
+        refused: Not taken by a queue, and why. Of events what is left of them.
+        given_up: Replies that nobody waits for any more; settled already.
+        untold: Sequences of events that were not taken, and why.
+        silences: Messages that were not confirmed; each was waited for.
+    """
 
-    def grow(self, error: NotConfirmed) -> None:
-        """One message may have met a queue that is out of order; at the second it is the broker.
+    done: list[Delivery] = field(default_factory=list)
+    refused: dict[Delivery, str] = field(default_factory=dict)
+    given_up: list[Delivery] = field(default_factory=list)
+    untold: dict[int, str] = field(default_factory=dict)
+    silences: int = 0
 
-        Raises:
-            NotConfirmed: The error given.
-        """
-        if self._is_grown:
-            raise error
-        self._is_grown = True
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether what has not been tried yet had better wait for its next time."""
+        return self.silences >= _SILENCES
 
-
-def _left_of(events: Delivery, untold: Set[int]) -> Delivery:
-    """What was not taken of ``events``. One that gets on begins anew with its attempts."""
-    left = tuple(sequence for sequence in events.sequences if sequence in untold)
-    return replace(events, sequences=left, attempts=events.attempts if left == events.sequences else 0)
+    @property
+    def settled(self) -> Set[UUID]:
+        """Ids of the deliveries about which something is known."""
+        return {one.id for one in (*self.done, *self.refused, *self.given_up)}
 
 
 def cloud_event(sequence: int, event: ToldEvent) -> bytes:

@@ -22,7 +22,7 @@ _FAULTS = (AMQPError, KombuError, OperationalError, OSError)
 
 
 class NotConfirmed(BrokerUnavailable):
-    """Sent, and no word of it in time: the broker is silent, or a queue where it belongs has no majority."""
+    """Sent, and no word of it in time, though the broker answers: a queue of it has no majority."""
 
 
 class NotTaken(BrokerUnavailable):
@@ -84,7 +84,7 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Not confirmed.
-            NotConfirmed: The same, over a connection that was not lost.
+            NotConfirmed: The same, by a broker that is there.
             NotTaken: Refused by a queue, which is an answer: the connection is kept.
         """
         producer = self._ready()
@@ -104,13 +104,22 @@ class Publisher:
             )
         except MessageNacked as error:
             raise NotTaken(f"a queue for {routing_key} is full") from error
-        except TimeoutError as error:
-            self.close()
-            raise NotConfirmed(f"no confirmation within {self._patience_seconds} s") from error
         except _FAULTS as error:
+            is_silence = isinstance(error, TimeoutError) and error.errno is None  # else the network says it
+            is_there = is_silence and self._is_answered()
             self.close()
+            if is_there:
+                raise NotConfirmed(f"no confirmation within {self._patience_seconds} s") from error
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
         return not self._returned
+
+    def _is_answered(self) -> bool:
+        """Whether the broker answers on this connection. One that blocks who publishes does not."""
+        try:
+            self._channel.connection.channel()  # another one: ours may wait for its queue
+        except _FAULTS:
+            return False
+        return True
 
     def depth(self, queue: str) -> int:
         """Messages that wait in ``queue``.

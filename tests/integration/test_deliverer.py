@@ -1,7 +1,7 @@
 """Delivering, with a real receiver, a real RabbitMQ and a real PostgreSQL."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -340,27 +340,40 @@ def test_reply_is_given_up_when_its_queue_has_been_full_for_days(
     platform.made(platform.create(reply_to="full-answers"))
     platform.rows("UPDATE deliveries SET created_at = now() - interval '3 days'")
     deliverer.deliver(ids(platform, "reply"))
+    (row,) = deliveries(platform, "reply")
+    assert (row.state, row.attempts) == ("retrying", 1), "the first refusal is not the last"
+    make_due(platform)
+    deliverer.deliver(ids(platform, "reply"))
     full.end()
     (row,) = deliveries(platform, "reply")
     assert (row.state, row.announce_at) == ("failed", None)
     assert "full" in row.error
 
 
-def test_reply_queue_that_does_not_confirm_holds_up_nobody_else(
-    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish = deliverer.deliverer._publisher.message
+def silence(
+    deliverer: PatientDeliverer, monkeypatch: pytest.MonkeyPatch, is_silent: Callable[[str], bool]
+) -> list[str]:
+    """Have no message of some keys confirmed, and none of them arrive; the keys that were tried."""
+    publish, tried = deliverer.deliverer._publisher.message, []
 
-    def withhold(*arguments: Any, **named: Any) -> bool:
-        if named["routing_key"] == "without-majority":
+    def message(*arguments: Any, **named: Any) -> bool:
+        tried.append(named["routing_key"])
+        if is_silent(named["routing_key"]):
             raise NotConfirmed("no word of it")
         return publish(*arguments, **named)
 
-    monkeypatch.setattr(deliverer.deliverer._publisher, "message", withhold)
+    monkeypatch.setattr(deliverer.deliverer._publisher, "message", message)
+    return tried
+
+
+def test_reply_queue_that_does_not_confirm_holds_up_nobody_else(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence(deliverer, monkeypatch, lambda key: key == "without-majority")
     ears, other = Listener(client, "ears", "entities.create.*"), Listener(client, "answers-to-ada")
     platform.made(*(platform.create(reply_to="without-majority") for _ in range(2)))
     platform.made(platform.create(reply_to="answers-to-ada"))
-    for _ in range(3):  # each time one of the two is found out
+    for _ in range(2):  # at first the two are found out
         deliverer.deliver(ids(platform, "reply") + ids(platform, "events"))
         platform.rows("UPDATE deliveries SET announce_at = now() WHERE state = 'pending'")
     *troubled, well = deliveries(platform, "reply")
@@ -385,20 +398,12 @@ def sizes(platform: Platform) -> dict[str, list[int]]:
 def test_events_that_do_not_get_through_are_tried_once_for_each_key(
     platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, tried = deliverer.deliverer._publisher.message, []
-
-    def withhold(*arguments: Any, **named: Any) -> bool:
-        if named["routing_key"] == "entities.create.succeeded":
-            tried.append(named["routing_key"])
-            raise NotConfirmed("no word of it")
-        return publish(*arguments, **named)
-
-    monkeypatch.setattr(deliverer.deliverer._publisher, "message", withhold)
+    tried = silence(deliverer, monkeypatch, lambda key: key == "entities.create.succeeded")
     ears = Listener(client, "ears", "tickets.#")
     platform.made(*(platform.create() for _ in range(5)), platform.ticket(str(datetime.now(UTC))))
     deliverer.deliver(ids(platform, "events"))
     assert ears.message()
-    assert len(tried) == 1
+    assert tried == ["entities.create.succeeded", "tickets.create.succeeded"]
     assert sizes(platform) == {"retrying": [5], "delivered": [1]}
     monkeypatch.undo()
     late = Listener(client, "late", "entities.#")
@@ -408,6 +413,61 @@ def test_events_that_do_not_get_through_are_tried_once_for_each_key(
     assert ears.is_empty()
     ears.end()
     late.end()
+
+
+def test_events_of_many_keys_get_through_beside_a_queue_that_does_not_confirm(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = ("entities.create.succeeded", "entities.patch.succeeded")
+    tried = silence(deliverer, monkeypatch, lambda key: key in silent)
+    ears = Listener(client, "ears", "#")
+    entity = platform.made(platform.create())[0].resource_id
+    platform.made(platform.patch(entity, name="new"))
+    platform.made(platform.ticket(str(datetime.now(UTC))))
+    deliverer.deliver(ids(platform, "events"))
+    assert sorted(tried) == sorted(silent), "no more is waited for at once"
+    assert sizes(platform) == {"retrying": [1, 1], "pending": [1]}
+    platform.rows("UPDATE deliveries SET announce_at = now() WHERE state = 'pending'")
+    deliverer.deliver(ids(platform, "events"))
+    assert ears.message().delivery_info["routing_key"] == "tickets.create.succeeded"
+    assert sizes(platform) == {"retrying": [1, 1], "delivered": [1]}
+    ears.end()
+
+
+def test_each_key_of_a_delivery_gets_its_turn_beside_queues_that_do_not_confirm(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence(deliverer, monkeypatch, lambda key: not key.startswith("tickets"))
+    ears = Listener(client, "ears", "tickets.#")
+    entity = platform.made(platform.create(), platform.create())[0].resource_id
+    platform.rows("DELETE FROM deliveries WHERE kind = 'events'")
+    platform.made(
+        platform.create(), platform.patch(entity, name="new"), platform.ticket(str(datetime.now(UTC)))
+    )
+    for _ in range(20):
+        make_due(platform)
+        deliverer.deliver(ids(platform, "events"))
+        if "delivered" in sizes(platform):
+            break
+    assert ears.message()
+    assert sizes(platform) == {"retrying": [2], "delivered": [1]}
+    ears.end()
+
+
+def test_what_was_never_tried_is_told_though_another_queue_is_full(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, other = Listener(client, "deaf", "entities.#", room=1), Listener(client, "alert", "entities.#")
+    client.default_channel.basic_publish(Message("in the way"), routing_key="deaf")
+    jobs = platform.made(*(platform.create() for _ in range(4)))
+    with monkeypatch.context() as patched:
+        silence(deliverer, patched, lambda _: True)  # one confirmation is lost
+        deliverer.deliver(ids(platform, "events"))
+    make_due(platform)
+    deliverer.deliver(ids(platform, "events"))
+    assert [json.loads(other.message().body)["subject"] for _ in jobs] == [str(job.id) for job in jobs]
+    full.end()
+    other.end()
 
 
 def test_listener_whose_queue_is_full_misses_nothing_and_gets_nothing_twice(

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from deploy.doctor import Finding, examine
 from deploy.doctor_command import doctor
 from deploy.ports import free_port
 from deploy.postgres_server import PostgresServer
-from deploy.rabbitmq_server import RabbitMQServer, find_rabbitmq
+from deploy.rabbitmq_server import RabbitMQServer
 from deploy.redis_server import RedisServer
 from models.settings import Settings, load_settings
 from tasks.topology import declare
 from tests.kit.launched import ended, launched
+from tests.kit.rabbitmqctl import rabbitmqctl
 from tests.kit.servers import temporary_data_directory
 from tests.kit.waiting import wait_until
 
@@ -79,12 +79,6 @@ def test_real_servers_are_well(
 
 def test_queue_that_nobody_leads_is_named_with_the_command_that_mends_it(directory: DataDirectory) -> None:
     broker = RabbitMQServer(directory)
-    programs = Path(find_rabbitmq()).parent
-    environment = broker._environment()
-    environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
-
-    def run(*command: str) -> None:
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
 
     def told() -> list[Finding]:
         settings = Settings(
@@ -97,13 +91,13 @@ def test_queue_that_nobody_leads_is_named_with_the_command_that_mends_it(directo
         with Connection(broker.url) as connection:
             declare(connection)
             assert told() == []
-            run("rabbitmqctl", "eval", "ra:stop_server(quorum_queues, {'waybill_waybill.jobs', node()}).")
+            rabbitmqctl(broker, "eval", "ra:stop_server(quorum_queues, {'waybill_waybill.jobs', node()}).")
             (finding,) = told()
             assert not finding.is_well
             assert "waybill.jobs has no leader" in finding.detail
-            command = re.search(r"rabbitmqctl -p waybill \S+ waybill\.jobs", finding.remedy)
+            command = re.search(r"rabbitmqctl (-p waybill \S+ waybill\.jobs)", finding.remedy)
             assert command
-            run(*command.group().split())
+            rabbitmqctl(broker, *command.group(1).split())
             declare(connection)
         assert told() == []
     finally:
