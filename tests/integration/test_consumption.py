@@ -83,7 +83,7 @@ def test_queue_from_which_something_is_at_work_is_not_consumed_anew(broker: Brok
             connection.default_channel.basic_publish(Message(b"{}"), "", JOBS)
         request = AtWork()
         state.reserved_requests.add(request)
-        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=60)
         for _ in range(3):
             looked_at.look()
         tags = dict(looked_at.consumer._active_tags)
