@@ -1,7 +1,7 @@
 """Whether a worker still consumes: looked at on a real RabbitMQ, also on one that is frozen, or refuses."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from amqp import Message
@@ -34,9 +34,9 @@ def broker(rabbitmq: RabbitMQServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
     broker.delete()
 
 
-def consuming(connection: Connection) -> Consumer:
+def consuming(connection: Connection, on_message: Callable[[object], None] = lambda _: None) -> Consumer:
     consumer = Consumer(
-        connection.default_channel, topology.CELERY_QUEUES, on_message=lambda _: None, prefetch_count=1
+        connection.default_channel, topology.CELERY_QUEUES, on_message=on_message, prefetch_count=1
     )
     consumer.consume()
     return consumer
@@ -78,15 +78,36 @@ def test_broker_that_refuses_is_left_for_another_connection(
 
 def test_queue_from_which_something_is_at_work_is_not_consumed_anew(broker: Broker) -> None:
     with Connection(broker.url()) as connection:
-        looked_at = Consumption(consuming(connection))
+        received: list[object] = []
+        looked_at = Consumption(consuming(connection, received.append))
         for _ in range(5):
             connection.default_channel.basic_publish(Message(b"{}"), "", JOBS)
         request = AtWork()
         state.reserved_requests.add(request)
-        connection.drain_events(timeout=60)
+        while not received:  # it may have come while we published
+            connection.drain_events(timeout=60)
         for _ in range(3):
             looked_at.look()
         tags = dict(looked_at.consumer._active_tags)
         state.reserved_requests.discard(request)
+        looked_at.look()
+        assert looked_at.consumer._active_tags[JOBS] != tags[JOBS]
+
+
+def test_look_while_a_thread_ends_a_request_is_made_up_for_by_the_next(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing() -> Iterator[AtWork]:
+        raise RuntimeError("Set changed size during iteration")
+        yield AtWork()
+
+    with Connection(broker.url()) as connection:
+        looked_at = Consumption(consuming(connection))
+        looked_at.look()
+        tags = dict(looked_at.consumer._active_tags)
+        with monkeypatch.context() as patched:
+            patched.setattr(consumption, "reserved_requests", changing())
+            looked_at.look()
+        assert looked_at.consumer._active_tags == tags
         looked_at.look()
         assert looked_at.consumer._active_tags[JOBS] != tags[JOBS]
