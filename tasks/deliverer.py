@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -91,7 +91,8 @@ class Deliverer:
                     self._publish_alone(delivery, course)
             self._publish_events([one for one in deliveries if one.kind is DeliveryKind.EVENTS], course)
         finally:
-            unsent = [one for one in deliveries if one.id not in course.settled]
+            settled = {one.id for one in (*course.done, *course.refused, *course.given_up)}
+            unsent = [one for one in deliveries if one.id not in settled]
             if unsent:
                 with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
                     self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
@@ -126,6 +127,9 @@ class Deliverer:
             BrokerUnavailable: The broker is lost.
         """
         is_reply = delivery.kind is DeliveryKind.REPLY
+        if is_reply and delivery.reply_to in course.silent_queues:
+            course.refused[delivery] = _UNCONFIRMED
+            return
         try:
             if not is_reply:
                 self._publish_event(delivery.body or b"", delivery.target or "")
@@ -139,6 +143,7 @@ class Deliverer:
             course.refused[delivery] = _FULL if is_reply else _LISTENER_FULL
         except NotConfirmed:
             course.silences += 1
+            course.silent_queues.add(delivery.reply_to)
             course.refused[delivery] = _UNCONFIRMED
 
     def _publish_reply(self, delivery: Delivery) -> bool:
@@ -238,6 +243,7 @@ class _Course:
         given_up: Replies that nobody waits for any more; settled already.
         untold: Sequences of events that were not taken, and why.
         silences: Messages that were not confirmed; each was waited for.
+        silent_queues: Where replies among them were for: one tells enough.
     """
 
     done: list[Delivery] = field(default_factory=list)
@@ -245,16 +251,12 @@ class _Course:
     given_up: list[Delivery] = field(default_factory=list)
     untold: dict[int, str] = field(default_factory=dict)
     silences: int = 0
+    silent_queues: set[str | None] = field(default_factory=set)
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether what has not been tried yet had better wait for its next time."""
         return self.silences >= _SILENCES
-
-    @property
-    def settled(self) -> Set[UUID]:
-        """Ids of the deliveries about which something is known."""
-        return {one.id for one in (*self.done, *self.refused, *self.given_up)}
 
 
 def cloud_event(sequence: int, event: ToldEvent) -> bytes:

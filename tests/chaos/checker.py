@@ -102,18 +102,27 @@ def _effects_of(op: Op, places: Sequence[Witnessed]) -> Iterator[str]:
 def _unsettled(evidence: Evidence) -> Iterator[str]:
     """Messages that the broker had, and that are neither jobs nor dead letters.
 
-    A wipe may take them, and so may a queue that RabbitMQ could not restore.
+    A wipe may take them, and so may a queue that RabbitMQ could not restore. Where its disk was full, a dead
+    letter may be missing from a queue that it did restore; who sent the message had been told by then.
     """
     wiped_at = max((one["at"] for one in evidence.lines if _takes_messages(one)), default=-1)
+    full_at = max((one["at"] for one in evidence.lines if _is_healed(one, "full rabbitmq")), default=-1)
+    told = {one["op"] for one in evidence.lines if one["event"] == "fail" and one["at"] < full_at}
     for line in evidence.lines:
-        if line["event"] == "confirmed" and line["at"] > wiped_at and line["message"] not in evidence.settled:
+        if line["event"] != "confirmed" or line["at"] <= wiped_at or line["op"] in told:
+            continue
+        if line["message"] not in evidence.settled:
             yield f"operation {line['op']} was confirmed by the broker and never settled"
 
 
 def _takes_messages(line: Line) -> bool:
     if line["event"] == "deleted":
         return bool({INTAKE, EXPIRED_INTAKE, DEAD_INTAKE} & set(line["queues"]))
-    return line["event"] == "healed" and "wipe" in line["name"]
+    return _is_healed(line, "wipe")
+
+
+def _is_healed(line: Line, fault: str) -> bool:
+    return line["event"] == "healed" and fault in line["name"]
 
 
 def _deletions(ops: dict[int, Op], deletions: Counter[str]) -> Iterator[str]:

@@ -584,6 +584,19 @@ def test_a_wipe_may_take_what_was_confirmed_before_it() -> None:
     assert check(replace(sound(), settled=(), lines=[*sound().lines, *wiped])) == []
 
 
+@pytest.mark.parametrize(
+    ("told_at", "full_at", "may_be_lost"), [(3.6, 3.8, True), (3.6, 3.55, False), (None, 3.8, False)]
+)
+def test_full_disk_of_the_broker_may_take_a_dead_letter_that_was_told_of(
+    told_at: float | None, full_at: float, may_be_lost: bool
+) -> None:
+    full = {"at": full_at, "event": "healed", "name": "full rabbitmq + ahead worker"}
+    refused = [] if told_at is None else [{"at": told_at, "event": "fail", "op": 9, "status": 404}]
+    lines = [*sound().lines, invoke(3.45, 9, "patch"), *refused, full]
+
+    assert (check(replace(sound(), settled=(), lines=lines)) == []) is may_be_lost
+
+
 @pytest.mark.parametrize(("queue", "may_be_lost"), [("waybill.intake", True), ("waybill.jobs", False)])
 def test_only_the_queues_of_the_intake_may_take_what_was_confirmed(queue: str, may_be_lost: bool) -> None:
     deleted = {"at": 3.6, "event": "deleted", "queues": [queue]}
