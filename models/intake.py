@@ -19,17 +19,21 @@ from models.errors import (
     DatabaseUnavailable,
     Invalid,
     NotFound,
-    PreconditionFailed,
     Refusal,
     Transient,
     Unavailable,
     Unprocessable,
 )
 from models.failpoints import Step
-from models.identity.principals import Action
 from models.job import Door, Job, Operation, Submission, to_json
 from models.ledger import Ledger, accepted_job
-from models.registry import Registry, Resource
+from models.refusals import (
+    ids_behind_a_creation,
+    refusals_by_expiry,
+    refusals_by_instance,
+    refusals_by_parent,
+)
+from models.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,7 @@ class Intake:
 
     def _refusals(self, connection: Connection, batch: Sequence[Submission]) -> Answers:
         """Refusals that no later state can lift: foreign or unknown instances, versions passed already."""
-        answers = _refusals_by_expiry(connection, batch)
+        answers: Answers = {**refusals_by_expiry(connection, batch)}
         named = [one for one in batch if one.callback_endpoint_id is not None]
         if named:
             owners = self._endpoints.owners(connection, [one.callback_endpoint_id for one in named])
@@ -270,22 +274,42 @@ class Intake:
         # The lanes first, the instances second: a creation that commits in between is then seen
         # by one of the two. The other way round it would be seen by neither.
         busy = self._ledger.lanes_in_use(connection, [one.lane for one in aimed])
-        expected = _ids_behind_a_creation(batch)
-        later = {one.job_id for one in aimed if one.run_at is not None}
-        to_come = {one.job_id for one in aimed if one.lane in busy or one.job_id in expected} | later
+        expected = ids_behind_a_creation(batch)
+        to_come = {
+            one.job_id
+            for one in aimed
+            if one.lane in busy or one.job_id in expected or one.run_at is not None
+        }
         for name in {one.resource for one in aimed}:
             resource = self._registry[name]
             here = [one for one in aimed if one.resource == name]
             if resource.parent is not None:
-                refused = _refusals_by_parent(connection, resource, resource.parent, here, to_come)
+                refused = refusals_by_parent(connection, resource, resource.parent, here, to_come)
                 answers |= refused
                 here = [one for one in here if one.job_id not in refused]
             here = [one for one in here if one.operation is not Operation.CREATE]
-            answers |= _refusals_by_instance(connection, resource, here, to_come)
-        for job_id in later & answers.keys():  # as if what is hidden were not there, and might be by then
-            if isinstance(answers[job_id], NotFound):
-                del answers[job_id]
+            answers |= refusals_by_instance(connection, resource, here, to_come)
+        absent = [one for one in aimed if isinstance(answers.get(one.job_id), NotFound)]
+        for job_id in self._taken_in_if_absent(connection, absent, busy):
+            del answers[job_id]
         return answers
+
+    def _taken_in_if_absent(
+        self, connection: Connection, absent: Iterable[Submission], busy: Collection[int]
+    ) -> list[UUID]:
+        """Those that would be taken in if what they name were not there: told 404, one would know that it is.
+
+        They are to be done later, or behind a job of their own caller's.
+        """
+        return [
+            one.job_id
+            for one in absent
+            if one.run_at is not None
+            or (
+                one.lane in busy
+                and self._ledger.lanes_in_use(connection, [one.lane], principal_id=one.principal.id)
+            )
+        ]
 
     # ---- a lost connection -------------------------------------------------------------
 
@@ -331,80 +355,6 @@ def _is_about_a_document(error: exc.DBAPIError) -> bool:
     return is_about_data or (sqlstate(error) or "").startswith(("21", "22", "23", "54"))
 
 
-def _ids_behind_a_creation(batch: Iterable[Submission]) -> set[UUID]:
-    """Those of ``batch`` whose instance, or its parent, an earlier one of it creates: it is yet to come."""
-    created: set[UUID] = set()
-    behind: set[UUID] = set()
-    for one in batch:
-        if one.resource_id in created or one.parent_id in created:
-            behind.add(one.job_id)
-        if one.operation is Operation.CREATE:
-            created.add(one.resource_id)
-    return behind
-
-
-def _refusals_by_expiry(connection: Connection, batch: Sequence[Submission]) -> Answers:
-    """Refusals of what is too late, by the database's clock. Over AMQP it becomes a job that expired."""
-    expiring = {one.job_id: one.expires_at for one in batch if one.expires_at and one.door is Door.HTTP}
-    if not expiring:
-        return {}
-    now = connection.execute(_NOW).scalar_one()
-    passed = (job_id for job_id, expires_at in expiring.items() if expires_at <= now)
-    return {job_id: Invalid("Waybill-Expires-At has passed already") for job_id in passed}
-
-
-def _refusals_by_parent(
-    connection: Connection,
-    resource: Resource,
-    parent: Resource,
-    batch: Sequence[Submission],
-    to_come: Collection[UUID],
-) -> Answers:
-    """Refusals of what is asked of parts of a parent that is not there, hidden, or another's to write to."""
-    answers: Answers = {}
-    ids = [one.parent_id for one in batch if one.parent_id is not None]
-    heads = parent.repository.heads(connection, ids)
-    for one in batch:
-        head = heads.get(one.parent_id) if one.parent_id is not None else None
-        if head is None:
-            if one.job_id not in to_come:
-                answers[one.job_id] = parent.service.absent()
-            continue
-        try:
-            parent.service.authorize(one.principal, Action.READ, {"owner_id": head.owner_id})
-            if one.operation is Operation.CREATE:
-                resource.service.authorize_for(one.principal, Action.WRITE, head.owner_id)
-        except Refusal as refusal:
-            answers[one.job_id] = refusal
-    return answers
-
-
-def _refusals_by_instance(
-    connection: Connection, resource: Resource, batch: Sequence[Submission], to_come: Collection[UUID]
-) -> Answers:
-    """Refusals of what is asked of an instance that is not there, hidden, another's, or past that version."""
-    answers: Answers = {}
-    if not batch:
-        return answers
-    heads = resource.repository.heads(connection, [one.resource_id for one in batch])
-    for one in batch:
-        head = heads.get(one.resource_id)
-        if head is None or (resource.parent is not None and head.parent_id != one.parent_id):
-            if head is not None or one.job_id not in to_come:
-                answers[one.job_id] = resource.service.absent()
-            continue
-        try:
-            resource.service.authorize(one.principal, one.operation.action, {"owner_id": head.owner_id})
-        except Refusal as refusal:
-            answers[one.job_id] = refusal
-            continue
-        if one.if_match is not None and one.if_match < head.version:
-            answers[one.job_id] = PreconditionFailed(
-                f"The {resource.type.singular} is at version {head.version}", current_version=head.version
-            )
-    return answers
-
-
 def _followed(answer: Answer) -> Answer:
     """The answer to a request that came twice in a batch, from that to the first."""
     return Receipt(answer.job, is_replay=True) if isinstance(answer, Receipt) else answer
@@ -430,8 +380,6 @@ def _key_rows(batch: Iterable[Submission]) -> str:
 def _key_row(key: _Key) -> dict[str, Any]:
     return dict(zip(("principal_id", "door", "key"), key, strict=True))
 
-
-_NOW = text("SELECT clock_timestamp()")
 
 _KNOWN_KEYS = text("""
 SELECT k.principal_id, k.door, k.key, k.fingerprint, k.job_id

@@ -29,7 +29,7 @@ class Service(BaseModel):
     Attributes:
         url: What the calls' paths are appended to.
         headers: Sent with every call; secret, as they may hold a key.
-        timeout_seconds: For one call as a whole, but for the look-up of its host's name.
+        timeout_seconds: For an answer as a whole. Connecting to an address has up to 5 s of its own.
         at_once: Calls that one worker process has under way at a time.
     """
 
@@ -203,18 +203,17 @@ class Settings(BaseSettings):
 
 
 def _checked(url: str) -> str:
-    if has_several_hosts(url):
-        hosts = str(hosts_of(url)["host"])
-    else:
-        try:
-            parts = make_url(url)
-            hosts, port = parts.host or "", parts.port
-        except (ArgumentError, ValueError):
-            hosts, port = "", -1
-        if port is not None and not 0 < port <= 65535:
-            raise ValueError("must look like postgresql://user:password@host:port/database")
-    if "@" in hosts:
+    if url.count("@") > 1:
         raise ValueError(_UNREADABLE)
+    if has_several_hosts(url):
+        hosts_of(url)
+        return url
+    try:
+        port = make_url(url).port
+    except (ArgumentError, ValueError):
+        port = -1
+    if port is not None and not 0 < port <= 65535:
+        raise ValueError("must look like postgresql://user:password@host:port/database")
     return url
 
 

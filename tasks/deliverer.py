@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -85,27 +85,43 @@ class Deliverer:
             BrokerUnavailable: The rest waits for its next announcement.
         """
         course = _Course()
+        lost: BrokerUnavailable | None = None
+        alone = [one for one in deliveries if one.kind is not DeliveryKind.EVENTS]
         try:
-            for delivery in deliveries:
-                if delivery.kind is not DeliveryKind.EVENTS and not course.is_out_of_patience:
-                    self._publish_alone(delivery, course)
+            for delivery in sorted(alone, key=lambda one: one.error == _UNCONFIRMED):  # others go first
+                self._publish_alone(delivery, course)
+            course.silences = 0  # events have a patience of their own
             self._publish_events([one for one in deliveries if one.kind is DeliveryKind.EVENTS], course)
+        except BrokerUnavailable as error:
+            lost = error
         finally:
-            settled = {one.id for one in (*course.done, *course.refused, *course.given_up)}
-            unsent = [one for one in deliveries if one.id not in settled]
-            if unsent:
-                with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
-                    self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
-            if course.done or course.refused:
+            if course.done or course.refused or course.parts:
                 with self._database.transaction(Step.SETTLE_PUBLISH) as connection:
-                    self._settle(connection, course.done, course.refused)
+                    self._settle(connection, course)
+        settled = {one.id for one in (*course.done, *course.refused, *course.given_up, *course.parts)}
+        unsent = [one for one in deliveries if one.id not in settled]
+        if unsent:
+            with self._database.transaction(Step.PUT_OFF_PUBLISH) as connection:
+                self._outbox.park(connection, unsent, _clock(connection) + BROKER_REST)
+        if lost is not None:
+            raise lost
 
-    def _settle(
-        self, connection: Connection, done: Sequence[Delivery], refused: Mapping[Delivery, str]
-    ) -> None:
+    def _settle(self, connection: Connection, course: "_Course") -> None:
         """Settle what was taken; try what a queue did not take ever more rarely, until its days are over."""
+        done, refused, untried = list(course.done), dict(course.refused), []
+        for events, parts in course.parts.items():
+            attempts = 0 if None in parts else events.attempts  # what gets on begins anew
+            for error, part in self._parted(connection, events, parts):
+                if error is None:
+                    done.append(part)
+                elif error == _UNTRIED:
+                    untried.append(part)
+                else:
+                    refused[replace(part, attempts=attempts)] = error
         if done:
             self._outbox.delivered(connection, done)
+        if untried:
+            self._outbox.park(connection, untried, _clock(connection) + BROKER_REST)
         for one in done:
             metrics.DELIVERIES.labels(one.kind, "delivered").inc()
         for one, error in refused.items():
@@ -120,6 +136,18 @@ class Deliverer:
         if refused:
             _log.warning("queues did not take replies or events", extra={"deliveries": len(refused)})
 
+    def _parted(
+        self, connection: Connection, events: Delivery, parts: Mapping[str | None, Sequence[int]]
+    ) -> Iterator[tuple[str | None, Delivery]]:
+        """A delivery for each of the parts; the last is what is left of it. None where the claim is lost."""
+        *others, (last, _) = parts.items()
+        for error, sequences in others:
+            part = self._outbox.split(connection, events, sequences)
+            if part is None:
+                return
+            yield error, part
+        yield last, replace(events, sequences=tuple(parts[last]))
+
     def _publish_alone(self, delivery: Delivery, course: "_Course") -> None:
         """Publish a reply or a notice.
 
@@ -129,6 +157,8 @@ class Deliverer:
         is_reply = delivery.kind is DeliveryKind.REPLY
         if is_reply and delivery.reply_to in course.silent_queues:
             course.refused[delivery] = _UNCONFIRMED
+            return
+        if course.is_out_of_patience:
             return
         try:
             if not is_reply:
@@ -177,15 +207,11 @@ class Deliverer:
                     for key, of_key in keys:
                         self._publish_key(connection, key, of_key, course, again=again)
         for one in deliveries:
-            left = tuple(sequence for sequence in one.sequences if sequence in course.untold)
-            errors = {course.untold[sequence] for sequence in left}
-            if not left:
-                course.done.append(one)
-            elif left != one.sequences:  # what gets on begins anew with its attempts
-                error = _LISTENER_FULL if errors == {_LISTENER_FULL} else _UNCONFIRMED
-                course.refused[replace(one, sequences=left, attempts=0)] = error
-            elif errors != {_UNTRIED}:
-                course.refused[one] = _LISTENER_FULL if errors == {_LISTENER_FULL} else _UNCONFIRMED
+            parts: dict[str | None, list[int]] = {}
+            for sequence in one.sequences:
+                parts.setdefault(course.untold.get(sequence), []).append(sequence)
+            if set(parts) != {_UNTRIED}:
+                course.parts[one] = parts
 
     def _publish_key(
         self,
@@ -204,7 +230,7 @@ class Deliverer:
         key: with no listener a batch of hundreds is a handful of messages.
         """
         if course.is_out_of_patience:
-            course.untold |= dict.fromkeys(sequences, _UNTRIED)
+            course.leave(sequences, _UNTRIED)
             return
         tell = resolved_event if key.endswith("." + RESOLVED) else cloud_event
         for part in (sequences[:1], sequences[1:]):
@@ -214,14 +240,14 @@ class Deliverer:
                     is_heard = self._publish_event(tell(sequence, event), key)
                 except NotTaken:
                     is_heard = True
-                    course.untold[sequence] = _LISTENER_FULL
+                    course.leave(
+                        sequences[sequences.index(sequence) :] if again else [sequence], _LISTENER_FULL
+                    )
                     if again:
-                        rest = sequences[sequences.index(sequence) :]
-                        course.untold |= dict.fromkeys(rest, _LISTENER_FULL)
                         return
                 except NotConfirmed:
                     course.silences += 1
-                    course.untold |= dict.fromkeys(sequences[sequences.index(sequence) :], _UNCONFIRMED)
+                    course.leave(sequences[sequences.index(sequence) :], _UNCONFIRMED)
                     return
             if not is_heard:
                 return
@@ -238,8 +264,9 @@ class _Course:
     """How a batch has gone so far.
 
     Attributes:
-        done: Told, each event of it to each queue that is there.
-        refused: Not taken by a queue, and why. Of events what is left of them.
+        done: Replies and notices that were taken.
+        refused: Not taken by a queue, and why.
+        parts: Events, by why they were not taken; None: they were.
         given_up: Replies that nobody waits for any more; settled already.
         untold: Sequences of events that were not taken, and why.
         silences: Messages that were not confirmed; each was waited for.
@@ -248,6 +275,7 @@ class _Course:
 
     done: list[Delivery] = field(default_factory=list)
     refused: dict[Delivery, str] = field(default_factory=dict)
+    parts: dict[Delivery, dict[str | None, list[int]]] = field(default_factory=dict)
     given_up: list[Delivery] = field(default_factory=list)
     untold: dict[int, str] = field(default_factory=dict)
     silences: int = 0
@@ -257,6 +285,11 @@ class _Course:
     def is_out_of_patience(self) -> bool:
         """Whether what has not been tried yet had better wait for its next time."""
         return self.silences >= _SILENCES
+
+    def leave(self, sequences: Sequence[int], error: str) -> None:
+        """Events that were not taken. Of one that two keys tell, the first of them says why."""
+        for sequence in sequences:
+            self.untold.setdefault(sequence, error)
 
 
 def cloud_event(sequence: int, event: ToldEvent) -> bytes:

@@ -16,15 +16,21 @@ from models.job import to_json
 from models.settings import Service
 from tasks.webhook import MAX_ANSWER_BYTES, parse_retry_after
 
+_CONNECT_SECONDS = 5.0
+
 
 class _Deadline:
-    """Ends what other threads read from a connection when time is up; beneath TLS, if there is any."""
+    """Ends what is read from a connection when time is up; beneath TLS, if there is any."""
 
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
+    def __init__(self, owner: "_Plain") -> None:
         self.is_over = False
-        self._connection = connection
-        self._timer = Timer(seconds, self._end)
+        self._owner = owner
+        self._connection: socket.socket = owner.sock
+        self._timer = Timer(owner.timeout or 0, self._end)
         self._timer.daemon = True
+
+    def run(self) -> None:
+        """From now on."""
         self._timer.start()
 
     def lift(self) -> None:
@@ -32,6 +38,8 @@ class _Deadline:
         self._timer.cancel()
 
     def _end(self) -> None:
+        if self._owner.deadline is not self:  # all was read, and the connection serves another call by now
+            return
         self.is_over = True
         with suppress(OSError):
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
@@ -52,15 +60,16 @@ class _Plain(HTTPConnection):
         Raises:
             TimeoutError: Time was up. What had come until then may look like a whole head.
         """
-        self.deadline = _Deadline(self.sock, self.timeout or 0)
+        deadline = self.deadline = _Deadline(self)
+        deadline.run()
         try:
             response = super().getresponse()
         except (OSError, HTTPException):
-            self.deadline.lift()
-            if self.deadline.is_over:
+            deadline.lift()
+            if deadline.is_over:
                 raise TimeoutError from None
             raise
-        if self.deadline.is_over:
+        if deadline.is_over:
             raise TimeoutError
         return response
 
@@ -100,7 +109,9 @@ class ServiceClient:
             service.url,
             maxsize=service.at_once,
             retries=False,
-            timeout=urllib3.Timeout(total=service.timeout_seconds),
+            timeout=urllib3.Timeout(
+                total=service.timeout_seconds, connect=min(service.timeout_seconds, _CONNECT_SECONDS)
+            ),
         )
         is_plain = self._pool.ConnectionCls is HTTPConnection
         self._pool.ConnectionCls = _Plain if is_plain else _Encrypted
@@ -142,13 +153,14 @@ class ServiceClient:
     def _finish(response: urllib3.BaseHTTPResponse) -> None:
         """Read what little there may be, so that the connection serves again; else close it."""
         connection = response.connection
-        try:
+        deadline = connection.deadline if isinstance(connection, _Plain) else None
+        try:  # with the last of it, the connection may serve another call already
             response.read(MAX_ANSWER_BYTES)
             if response.read(1):
                 response.close()
         except urllib3.exceptions.HTTPError:
             response.close()  # its status stands
         finally:
-            if isinstance(connection, _Plain):
-                connection.deadline.lift()
+            if deadline is not None:
+                deadline.lift()
             response.release_conn()

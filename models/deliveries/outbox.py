@@ -173,19 +173,24 @@ class Outbox:
     def retry(
         self, connection: Connection, delivery: Delivery, *, delay: timedelta, error: str, status: int | None
     ) -> None:
-        """Put a failed attempt off by ``delay``, unless its claim is lost.
-
-        Of ``events`` those are put off that ``delivery`` still names, and its attempts count; the others were
-        told, and are settled as a delivery of their own.
-        """
+        """Put a failed attempt off by ``delay``, unless its claim is lost."""
         parameters = {
             "attempts": delivery.attempts + 1,
-            "sequences": array(delivery.sequences),
             "delay": delay,
             "error": error,
             "status": status,
         }
         connection.execute(_RETRY, parameters | _claim_of(delivery))
+
+    def split(self, connection: Connection, delivery: Delivery, sequences: Sequence[int]) -> Delivery | None:
+        """Make some of the events of a claimed delivery one of their own, claimed alike.
+
+        Returns:
+            That one; None where the claim is lost.
+        """
+        parameters = {"sequences": array(sequences)} | _claim_of(delivery)
+        made = connection.execute(_SPLIT, parameters).scalar_one_or_none()
+        return None if made is None else replace(delivery, id=made, sequences=tuple(sequences))
 
     def park(self, connection: Connection, deliveries: Sequence[Delivery], until: datetime) -> None:
         """Put claimed deliveries off, burning no attempt.
@@ -350,24 +355,27 @@ FROM done WHERE e.id = done.endpoint_id AND e.failing_since IS NOT NULL
 """)
 
 _RETRY = text("""
-WITH mine AS MATERIALIZED (
-    SELECT id, kind, sequences FROM deliveries
-    WHERE id = :id AND announce_at = :claimed_until FOR NO KEY UPDATE
-), told AS (
-    INSERT INTO deliveries (id, kind, sequences, state, attempts)
-    SELECT waybill_uuid7(), m.kind, array_agg(one ORDER BY one), 'delivered', 1
-    FROM mine AS m CROSS JOIN unnest(m.sequences) AS one
-    WHERE one <> ALL(CAST(:sequences AS bigint[]))
-    GROUP BY m.kind
-), put_off AS (
-    UPDATE deliveries AS d
-    SET state = 'retrying', attempts = :attempts, sequences = CAST(:sequences AS bigint[]),
-        announce_at = now() + :delay, response_status = :status, error = :error, updated_at = now()
-    FROM mine WHERE d.id = mine.id
-    RETURNING d.endpoint_id
+WITH put_off AS (
+    UPDATE deliveries
+    SET state = 'retrying', attempts = :attempts, announce_at = now() + :delay, response_status = :status,
+        error = :error, updated_at = now()
+    WHERE id = :id AND announce_at = :claimed_until
+    RETURNING endpoint_id
 )
 UPDATE callback_endpoints AS e SET failing_since = now()
 FROM put_off WHERE e.id = put_off.endpoint_id AND e.failing_since IS NULL
+""")
+
+_SPLIT = text("""
+WITH whole AS (
+    UPDATE deliveries SET sequences = ARRAY(
+        SELECT one FROM unnest(sequences) AS one WHERE one <> ALL(CAST(:sequences AS bigint[])) ORDER BY one)
+    WHERE id = :id AND announce_at = :claimed_until
+    RETURNING kind, state, attempts, error, created_at, announce_at
+)
+INSERT INTO deliveries (id, kind, sequences, state, attempts, error, created_at, announce_at)
+SELECT waybill_uuid7(), kind, CAST(:sequences AS bigint[]), state, attempts, error, created_at, announce_at
+FROM whole RETURNING id
 """)
 
 _PARK = text("""

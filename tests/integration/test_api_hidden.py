@@ -136,4 +136,18 @@ def test_hidden_and_unknown_are_taken_in_for_later_and_refused_then_in_the_same_
     assert {one["status"] for one in problems} == {404}
 
 
+def test_job_of_ones_own_ahead_tells_nothing_either(api: Api, foreign: Ids) -> None:
+    statuses = []
+    for ids in (foreign, unknown()):
+        path = f"{ENTITIES}/{ids.entity}"
+        past = {"Waybill-Run-At": "2020-01-01T00:00:00Z"}
+        first = api.request("PATCH", path, json_body=BODIES["PATCH"], headers=past)
+        second = api.request("PATCH", path, json_body=BODIES["PATCH"])
+        statuses.append((first.status, second.status))
+        api.apply(first.json["id"], second.json["id"])
+        third = api.request("PATCH", path, json_body=BODIES["PATCH"])
+        statuses[-1] += (third.status,)
+    assert statuses == [(202, 202, 404)] * 2
+
+
 _NOW_DUE = text("UPDATE jobs SET state = 'queued', run_at = now(), announce_at = now() WHERE id = :id")

@@ -366,22 +366,25 @@ def silence(
     return tried
 
 
-def test_reply_queue_that_does_not_confirm_holds_up_nobody_else(
+def test_reply_queues_that_do_not_confirm_hold_up_nobody_else(
     platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = silence(deliverer, monkeypatch, lambda key: key == "without-majority")
+    silent = ("one-without-majority", "another-without-majority")
+    tried = silence(deliverer, monkeypatch, lambda key: key in silent)
     ears, other = Listener(client, "ears", "entities.create.*"), Listener(client, "answers-to-ada")
-    platform.made(*(platform.create(reply_to="without-majority") for _ in range(2)))
+    platform.made(*(platform.create(reply_to=silent[n % 2]) for n in range(6)))
     platform.made(platform.create(reply_to="answers-to-ada"))
     deliverer.deliver(ids(platform, "reply") + ids(platform, "events"))
-    assert tried.count("without-majority") == 1, "one tells enough"
+    assert [tried.count(one) for one in silent] == [1, 1], "one tells enough"
+    assert [ears.message() for _ in range(7)], "events have a patience of their own"
     *troubled, well = deliveries(platform, "reply")
-    assert [(row.state, row.attempts, row.error) for row in troubled] == [
+    assert {(row.state, row.attempts, row.error) for row in troubled} == {
         ("retrying", 1, "the broker did not confirm it")
-    ] * 2
-    assert well.state == "delivered"
-    assert other.message()
-    assert [ears.message() for _ in range(3)]
+    }
+    assert (well.state, well.attempts) == ("pending", 0)
+    make_due(platform)
+    deliverer.deliver(ids(platform, "reply"))
+    assert other.message(), "those that are well go first"
     ears.end()
     other.end()
 
@@ -427,7 +430,7 @@ def test_events_of_many_keys_get_through_beside_a_queue_that_does_not_confirm(
     assert sorted(tried) == sorted(silent), "no more is waited for at once"
     assert sizes(platform) == {"retrying": [1, 1], "pending": [1]}
     platform.rows("UPDATE deliveries SET announce_at = now() WHERE state = 'pending'")
-    deliverer.deliver(ids(platform, "events"))
+    deliverer.deliver([row.id for row in deliveries(platform, "events") if row.state == "pending"])
     assert ears.message().delivery_info["routing_key"] == "tickets.create.succeeded"
     assert sizes(platform) == {"retrying": [1, 1], "delivered": [1]}
     ears.end()
@@ -449,8 +452,29 @@ def test_each_key_of_a_delivery_gets_its_turn_beside_queues_that_do_not_confirm(
         if "delivered" in sizes(platform):
             break
     assert ears.message()
-    assert sizes(platform) == {"retrying": [2], "delivered": [1]}
+    assert sum(sizes(platform)["delivered"]) == 1
     ears.end()
+
+
+def test_full_queue_and_one_that_does_not_confirm_are_not_taken_for_each_other(
+    platform: Platform, deliverer: PatientDeliverer, client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence(deliverer, monkeypatch, lambda key: key.startswith("tickets"))
+    full, other = Listener(client, "deaf", "entities.#", room=1), Listener(client, "alert", "entities.#")
+    client.default_channel.basic_publish(Message("in the way"), routing_key="deaf")
+    platform.made(*(platform.create() for _ in range(3)), platform.ticket(str(datetime.now(UTC))))
+    for _ in range(3):
+        deliverer.deliver(ids(platform, "events"))
+        make_due(platform)
+    rows = deliveries(platform, "events")
+    assert sorted((len(row.sequences), row.attempts, row.error) for row in rows) == [
+        (1, 3, "the broker did not confirm it"),
+        (3, 3, "a listener's queue is full"),
+    ]
+    assert len([other.message() for _ in range(5)]) == 5, "once each, then the first at each attempt"
+    assert other.is_empty()
+    full.end()
+    other.end()
 
 
 def test_what_was_never_tried_is_told_though_another_queue_is_full(

@@ -73,6 +73,8 @@ def test_bad_value_is_one_line_that_names_the_variable(
     [
         ("DATABASE_URL", "postgresql://u:s3cret@host:port/x"),
         ("DATABASE_URL", "postgresql://u:un@s3cret@host:1/x"),
+        ("DATABASE_URL", "postgresql://u:un@s3/cret@host:1/x"),
+        ("DATABASE_URL", "postgresql://u:un@s3?cret@host:1/x"),
         ("DATABASE_URL", "postgresql://u:un@s3cret@h1,h2/x?target_session_attrs=read-write"),
         ("BROKER_URL", "amqp://u:s3/cret@host:1//"),
         ("BROKER_URL", "amqp://h:1//;amqp://u:s3?cret@host:1//"),
