@@ -182,7 +182,7 @@ def server_of(
     host: str,
     port: int,
     *,
-    on_draining: Callable[[], None] = lambda: None,
+    on_draining: Callable[[], object] = lambda: None,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> GuardedServer:
     """The server for an edge: uvloop, httptools, our limits, no access log of its own."""

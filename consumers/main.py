@@ -1,6 +1,5 @@
 """The consumer process: wires the intake loop together, and stops it when it is told to."""
 
-import _thread
 import logging
 import os
 import signal
@@ -43,9 +42,7 @@ def run(settings: Settings) -> int:
     stopping, deadline = threading.Event(), StopDeadline()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        deadline.begin()
-        # Not here: this thread may hold the event's lock just now.
-        _thread.start_new_thread(stopping.set, ())
+        deadline.begin(stopping.set)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

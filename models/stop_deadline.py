@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import psutil
@@ -13,6 +14,7 @@ STOP_SECONDS = 26.0
 """Below the 30 s that Kubernetes and others give before they kill."""
 
 _GONE_SECONDS = 2.0
+_SPARE_SECONDS = 1.0
 
 _log = logging.getLogger("waybill.stop")
 
@@ -23,6 +25,8 @@ class StopDeadline:
     Nothing is lost by it: a transaction rolls back, a message that is not acknowledged comes again, and a
     job is announced again.
 
+    Where even the thread that does it cannot run, SIGALRM ends the process a little later.
+
     Args:
         seconds: From :meth:`begin` on.
     """
@@ -31,17 +35,38 @@ class StopDeadline:
         self._seconds = seconds
         self._has_begun = False
 
-    def begin(self) -> None:
-        """Let the time run; once is enough. May be called by a signal's handler."""
-        if not self._has_begun:
-            self._has_begun = True
-            # Not by ``threading``: its locks may be held by whatever the handler interrupted.
-            _thread.start_new_thread(self._run, ())
+    def begin(self, *told: Callable[[], None]) -> bool:
+        """Let the time run. May be called by a signal's handler, which another signal may interrupt.
+
+        Args:
+            told: Called at the first time, not in this thread: whatever the handler interrupted may hold
+                the lock that they wait for, of an event too.
+
+        Returns:
+            Whether this was the first time.
+        """
+        if self._has_begun:
+            return False
+        self._has_begun = True
+        # What needs nothing of this process, for the case that the thread below cannot run.
+        signal.setitimer(signal.ITIMER_REAL, self._seconds + _GONE_SECONDS + _SPARE_SECONDS)
+        for one in (self._run, *told):
+            _start(one)
+        return True
 
     def _run(self) -> None:
         time.sleep(self._seconds)
-        _log.warning("ended before everything was finished: the rest is given back")
+        _start(_tell)
         end_with_children(0)
+
+
+def _tell() -> None:
+    _log.warning("ended before everything was finished: the rest is given back")
+
+
+def _start(function: Callable[[], None]) -> None:
+    """Call it in a thread; not by ``threading``, whose locks may be held as well."""
+    _thread.start_new_thread(function, ())
 
 
 def end_with_children(status: int) -> None:
@@ -50,12 +75,14 @@ def end_with_children(status: int) -> None:
     Args:
         status: Its exit status.
     """
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with suppress(psutil.Error):
-            child.kill()
-    psutil.wait_procs(children, timeout=_GONE_SECONDS)  # a kill takes a moment: none of them outlives us
-    os._exit(status)
+    try:
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with suppress(psutil.Error):
+                child.kill()
+        psutil.wait_procs(children, timeout=_GONE_SECONDS)  # a kill takes a moment: none of them outlives us
+    finally:
+        os._exit(status)
 
 
 def ignore_signals() -> None:

@@ -121,12 +121,14 @@ class PlainConsumer(Consumer):
         """Celery's own, with a bound to its pauses, for which it has no setting."""
         ensure = conn.ensure_connection
 
-        def ensure_connection(errback: Any, *arguments: Any, **options: Any) -> Any:
-            def on_error(error: Exception, interval: float) -> Any:
+        def ensure_connection(
+            *arguments: Any, callback: Callable[[], None] = lambda: None, **options: Any
+        ) -> Any:
+            def on_pause() -> None:  # each second of one
                 self._beat()
-                return errback(error, interval)
+                callback()
 
-            return ensure(on_error, *arguments, **(options | {"interval_max": LONGEST_PAUSE_SECONDS}))
+            return ensure(*arguments, **options, callback=on_pause, interval_max=LONGEST_PAUSE_SECONDS)
 
         conn.ensure_connection = ensure_connection
         return super().ensure_connected(conn)

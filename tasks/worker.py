@@ -5,6 +5,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
 from typing import Any
 
 from billiard import pool as billiard_pool
@@ -66,15 +68,10 @@ def run(
         sweeper.start()
         pruner.start()
 
-    def begin_to_stop(**_: Any) -> None:  # in the signal's handler: nothing may be waited for
-        deadline.begin()
-        pruner.begin_to_stop()
-        sweeper.begin_to_stop()
-
     signals.worker_ready.connect(start_beside, weak=False)
-    signals.worker_shutting_down.connect(begin_to_stop, weak=False)
     signals.setup_logging.connect(_keep_our_logging, weak=False)
-    worker = _warm_worker(app)(
+    is_first = partial(deadline.begin, pruner.begin_to_stop, sweeper.begin_to_stop)
+    worker = _warm_worker(app, is_first)(
         hostname=host_format(f"{name}@%h"),
         queues=list(queues),
         concurrency=concurrency or settings.worker_concurrency,
@@ -107,10 +104,15 @@ def check_schema(settings: Settings) -> None:
         container.close()
 
 
-def _warm_worker(app: Celery) -> type[Any]:
-    """Celery's worker, for which SIGINT, and each further signal, is what SIGTERM is.
+def _warm_worker(app: Celery, is_first: Callable[[], bool]) -> type[Any]:
+    """Celery's worker, for which SIGINT is what SIGTERM is, and each further signal nothing.
 
-    Its own takes the second SIGINT, even one after a SIGTERM, for an order to drop the tasks under way.
+    Its own takes the second SIGINT, even one after a SIGTERM, for an order to drop the tasks under way; and
+    one that comes while the handler of another holds a lock makes it wait for itself.
+
+    Args:
+        app: The Celery application.
+        is_first: Asked at each signal, in its handler.
     """
 
     class WarmWorker(app.Worker):  # type: ignore[misc, name-defined]
@@ -119,7 +121,14 @@ def _warm_worker(app: Celery) -> type[Any]:
         def install_platform_tweaks(self, worker: Any) -> None:
             """Install the handlers of signals."""
             super().install_platform_tweaks(worker)
-            signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+            shut_down: Any = signal.getsignal(signal.SIGTERM)
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                if is_first():
+                    shut_down(number, frame)
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
 
     return WarmWorker
 

@@ -56,7 +56,7 @@ class GuardedServer(Server):
         self,
         config: Config,
         *,
-        on_draining: Callable[[], None] = lambda: None,
+        on_draining: Callable[[], object] = lambda: None,
         on_leaving: Callable[[], None] = lambda: None,
         lead_seconds: float = 0.0,
         patience_seconds: float = PATIENCE_SECONDS,

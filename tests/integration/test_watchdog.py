@@ -16,7 +16,7 @@ from tests.kit.platform import Platform
 from tests.kit.waiting import wait_until
 
 PATIENCE_SECONDS = 40
-_STALLED_SECONDS = 4
+_STALLED_SECONDS = 8
 _IMPATIENT = f"""
 import time
 from celery.worker.control import control_command
@@ -59,10 +59,10 @@ def test_worker_that_waits_for_longer_is_left_alone(
             worker.send_signal(signal.SIGSTOP)
         else:
             link.set(Weather(Mode.RESET))
-        time.sleep(3 * _STALLED_SECONDS)
+        time.sleep(2 * _STALLED_SECONDS)
         worker.send_signal(signal.SIGCONT)
         link.heal()
-        time.sleep(1.5 * _STALLED_SECONDS)
+        time.sleep(1.25 * _STALLED_SECONDS)
         assert worker.status() != psutil.STATUS_ZOMBIE
         platform.accept(platform.create())
         wait_until(lambda: all_succeeded(platform), timeout_seconds=PATIENCE_SECONDS)

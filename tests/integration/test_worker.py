@@ -140,3 +140,37 @@ def test_worker_applies_what_is_announced_outlives_a_killed_child_and_stops_warm
         last.touch()
         assert worker.wait(timeout=20) == 0
         assert platform.job(held).state == "succeeded"
+
+
+_INTERRUPTED = """
+import signal
+import threading
+from celery.signals import worker_shutting_down
+
+class Interrupted:
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        self._lock.acquire()
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            signal.raise_signal(signal.SIGINT)
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+worker_shutting_down.connect(lambda **_: print("told"), weak=False)
+worker_shutting_down.lock = Interrupted()
+"""
+
+
+def test_signal_while_the_handler_of_another_holds_a_lock_does_not_hang_the_worker(
+    platform: Platform, broker_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    with running_worker(platform, broker_url, log, _INTERRUPTED) as worker:
+        platform.accept(platform.create())
+        wait_until(lambda: all_succeeded(platform), timeout_seconds=40)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=20) == 0
+    assert log.read_text().count("told") == 1

@@ -1,0 +1,69 @@
+"""A process that began to stop ends in time, whatever holds it. Each is a process of its own."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+_BEGIN = """
+import logging, re, signal, subprocess, sys, threading
+from models.stop_deadline import StopDeadline
+deadline = StopDeadline(0.2)
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """Of a program that begins with a deadline of 0.2 s; it must have ended long before a minute is over."""
+    return subprocess.run(
+        [sys.executable, "-c", _BEGIN + program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_it_ends_with_its_children_and_says_so() -> None:
+    began = run("""
+logging.basicConfig()
+silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+print(subprocess.Popen(["sleep", "600"], **silent).pid, flush=True)
+deadline.begin()
+threading.Event().wait()
+""")
+    assert began.returncode == 0
+    assert "the rest is given back" in began.stderr
+    assert not psutil.pid_exists(int(began.stdout))
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        "logging.lastResort.acquire()",
+        "threading._active_limbo_lock.acquire()",
+        "import psutil; psutil.Process.children = None",
+    ],
+    ids=["the log is held", "no thread can be made", "children cannot be told"],
+)
+def test_what_is_held_does_not_keep_it(hold: str) -> None:
+    assert run(f"{hold}\ndeadline.begin()\nthreading.Event().wait()").returncode == 0
+
+
+def test_where_no_thread_of_it_can_run_the_kernel_ends_it() -> None:
+    began_at = time.monotonic()
+    ended = run("deadline.begin()\nre.match('(a+)+$', 'a' * 60 + 'b')")  # without a pause for other threads
+    assert ended.returncode == -signal.SIGALRM
+    assert time.monotonic() - began_at < 50
+
+
+def test_what_is_told_may_lock_what_the_handler_interrupted() -> None:
+    ended = run("""
+deadline = StopDeadline(60)
+stopping = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: print(deadline.begin(stopping.set)))
+with stopping._cond:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+sys.exit(7 if stopping.wait(30) else 1)
+""")
+    assert ended.stdout.split() == ["True", "False"]
+    assert ended.returncode == 7
