@@ -199,7 +199,7 @@ class Ledger:
     def finish(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[UUID]:
         """The one door to a final state: outcome, event and deliveries, written together.
 
-        Lock the jobs in a statement before: what endpoints miss is found by it (``DeliveryLog.make_up``).
+        Lock the jobs in a statement before: what endpoints miss is found by it (``missed_outcomes``).
 
         Returns:
             Ids of the callbacks, replies and effects to announce once the transaction is committed. Job

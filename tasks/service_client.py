@@ -4,16 +4,19 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPException
 from threading import Timer
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError
 
 from models.deliveries.delivery_policy import Answer
 from models.effects import ServiceCall
 from models.job import to_json
 from models.settings import Service
+from tasks.look_up import look_up
 from tasks.webhook import MAX_ANSWER_BYTES, parse_retry_after
 
 _CONNECT_SECONDS = 5.0
@@ -46,13 +49,24 @@ class _Deadline:
 
 
 class _Plain(HTTPConnection):
-    """Holds the whole answer to the time-out, which urllib3 counts anew at each read.
+    """Holds the whole answer to the time-out, which urllib3 counts anew at each read, and the name's look-up.
 
     Attributes:
         deadline: Of the answer that is read; whoever has read its body lifts it.
     """
 
     deadline: _Deadline
+
+    def _new_conn(self) -> socket.socket:
+        """As urllib3 has it, which asks once more for what is known by then."""
+        ask = partial(socket.getaddrinfo, self.host, self.port, type=socket.SOCK_STREAM)
+        try:
+            look_up(ask, self.timeout or 0)
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, "its name could not be looked up in time") from error
+        except OSError:
+            pass  # urllib3 finds that out, and says so
+        return super()._new_conn()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 does
         """As urllib3 has it.

@@ -16,7 +16,7 @@ from celery import Celery
 
 from models import failpoints, metrics
 from models.database import Database
-from models.deliveries.delivery_log import DeliveryLog
+from models.deliveries.missed_outcomes import MissedOutcomes
 from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable, Contention, Transient
 from models.failpoints import Step
@@ -62,7 +62,7 @@ class Sweeper:
         self._database = database
         self._ledger = ledger
         self._outbox = outbox
-        self._delivery_log = DeliveryLog()
+        self._missed_outcomes = MissedOutcomes(database)
         self._make_up_at = 0.0
         self._direct = direct
         self._publisher = Publisher(app)
@@ -145,8 +145,7 @@ class Sweeper:
         if time.monotonic() < self._make_up_at:
             return
         try:
-            with self._database.transaction(Step.RECOVER) as connection:
-                rest = timedelta(0) if self._delivery_log.make_up(connection) else PERIOD
+            rest = timedelta(0) if self._missed_outcomes.make_up() else PERIOD
         except Contention as error:
             _log.warning("what callback endpoints missed waits", extra={"reason": str(error)})
             rest = MAKE_UP_REST

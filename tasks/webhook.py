@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from threading import Thread
 from time import monotonic
 
 import h11
@@ -22,6 +21,7 @@ from models.deliveries.address_guard import CallbackUrl, Resolver, Target, check
 from models.deliveries.address_ranges import IpAddress
 from models.deliveries.delivery_policy import MAX_RETRY_AFTER, Answer
 from models.errors import Invalid, Transient
+from tasks.look_up import look_up
 
 DEADLINE = timedelta(seconds=15)
 MAX_ANSWER_BYTES = 64 * 1024
@@ -93,8 +93,9 @@ class WebhookSender:
             return Answer(None, f"the URL {error.details[0].reason}", is_refused=True)
         deadline = _Deadline(self._deadline)
         try:
-            target = _resolve_within(
-                deadline, lambda: resolve(url, allow_private=self._allow_private, resolver=self._resolver)
+            target = look_up(
+                lambda: resolve(url, allow_private=self._allow_private, resolver=self._resolver),
+                deadline.remaining(),
             )
             with self._connect(target, deadline) as connection:
                 request = h11.Request(
@@ -185,26 +186,6 @@ class _Deadline:
         if left <= 0:
             raise TimeoutError
         return left
-
-
-def _resolve_within(deadline: _Deadline, ask: Callable[[], Target]) -> Target:
-    """``ask`` on a thread of its own, as getaddrinfo knows no time-out. One too slow is left behind."""
-    outcome: list[Target | Exception] = []
-
-    def work() -> None:
-        try:
-            outcome.append(ask())
-        except Exception as error:  # whatever it is, it is raised again below
-            outcome.append(error)
-
-    thread = Thread(target=work, name="callback-dns", daemon=True)
-    thread.start()
-    thread.join(deadline.remaining())
-    if not outcome:
-        raise TimeoutError
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
 
 
 def _first_connection(target: Target, deadline: _Deadline) -> socket.socket:

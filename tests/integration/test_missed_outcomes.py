@@ -1,6 +1,7 @@
 """What an endpoint missed while it was disabled: all of it is made up for once it is recovered, each once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -9,8 +10,10 @@ import pytest
 from celery import Celery
 from sqlalchemy import Connection, text
 
-from models.deliveries import delivery_log
+from models.database import Database
+from models.deliveries import missed_outcomes
 from models.deliveries.delivery_log import DeliveryLog
+from models.deliveries.missed_outcomes import MissedOutcomes
 from models.deliveries.outbox import Outbox
 from models.errors import BrokerUnavailable, Contention
 from tasks import sweeper as sweeper_module
@@ -75,7 +78,7 @@ def sweep_until_nothing_is_owed(platform: Platform, sweeper: Sweeper) -> None:
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_log, "RECOVERED_AT_ONCE", 1)
+    monkeypatch.setattr(missed_outcomes, "RECOVERED_AT_ONCE", 1)
 
 
 # ---- more than one recovery makes up for -------------------------------------------------
@@ -113,8 +116,8 @@ def test_recovery_that_would_take_long_enables_and_leaves_the_rest_to_the_sweep(
     disable(platform, endpoint)
     missed = outcomes(platform, 2)
     with monkeypatch.context() as slow:
-        slow.setattr(delivery_log, "_AT_MOST", timedelta(milliseconds=50))
-        slow.setattr(delivery_log, "_MAKE_UP", text("SELECT pg_sleep(20)"))
+        slow.setattr(missed_outcomes, "_AT_MOST", timedelta(milliseconds=50))
+        slow.setattr(missed_outcomes, "_MAKE_UP", text("SELECT pg_sleep(20)"))
         assert recover(platform, endpoint) == 0
     assert platform.rows("SELECT disabled FROM callback_endpoints") == [(False,)]
     sweep_until_nothing_is_owed(platform, sweeper)
@@ -158,12 +161,81 @@ def test_those_who_sweep_at_once_make_up_for_an_outcome_once(
     recover(platform, endpoint)
 
     with platform.database.transaction() as connection:
-        assert DeliveryLog().make_up(connection) == 1
+        connection.execute(text("SELECT FROM callback_endpoints FOR NO KEY UPDATE"))
         sweeper.sweep()
-    assert told(platform) == missed[:2]
+        assert not MissedOutcomes(platform.database).make_up()
+    assert told(platform) == missed[:1]
+    other = MissedOutcomes(platform.database)
+    for _ in range(2):
+        other.make_up()
+        sweeper.sweep()
     sweep_until_nothing_is_owed(platform, sweeper)
 
     assert told(platform) == missed
+
+
+def walked(missed: MissedOutcomes) -> list[UUID]:
+    """Where a walk is after each of its steps."""
+    places = []
+    while missed.make_up():
+        (walk,) = missed._walks.values()
+        places.append(walk.place)
+    return places
+
+
+def test_walk_goes_on_where_it_was_and_twice_through_all(
+    platform: Platform, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = outcomes(platform, 4)
+    disable(platform, endpoint)
+    missed = outcomes(platform, 3)
+    after = [*before, *missed]
+    recover(platform, endpoint)
+    platform.rows("DELETE FROM deliveries WHERE job_id = ANY(:missed)", missed=missed)
+    monkeypatch.setattr(missed_outcomes, "LOOKED_AT", 3)
+    walker = MissedOutcomes(platform.database)
+
+    assert walked(walker) == after[2::2]
+    assert told(platform) == [*before, *missed]
+    assert owes(platform)
+    platform.rows("DELETE FROM deliveries WHERE job_id = ANY(:missed)", missed=missed[:1])
+    assert walked(walker) == after[2::2]
+    assert sorted(told(platform)) == sorted([*before, *missed])
+    assert not owes(platform)
+
+
+def test_step_that_is_not_committed_is_taken_again(
+    platform: Platform, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disable(platform, endpoint)
+    missed = outcomes(platform, 5)
+    recover(platform, endpoint)
+    walker = MissedOutcomes(platform.database)
+    assert walked(walker) == []
+    platform.rows("DELETE FROM deliveries")  # as if they had come to light only now
+    monkeypatch.setattr(missed_outcomes, "LOOKED_AT", 3)
+    walker.make_up()
+    with monkeypatch.context() as failing:
+        failing.setattr(platform.database, "transaction", uncommitted(platform.database))
+        with pytest.raises(Contention):
+            walker.make_up()
+
+    assert walked(walker) == missed[4:]
+    assert told(platform) == missed
+    assert not owes(platform)
+
+
+def uncommitted(database: Database) -> Callable[..., AbstractContextManager[Connection]]:
+    """Its transactions, which end in a fault of the network."""
+    original = database.transaction
+
+    @contextmanager
+    def transaction(*given: Any) -> Iterator[Connection]:
+        with original(*given) as connection:
+            yield connection
+            raise Contention("nothing was committed")
+
+    return transaction
 
 
 # ---- outcomes that come to light late ----------------------------------------------------
@@ -331,13 +403,13 @@ def test_callback_that_is_looked_at_while_its_endpoint_is_recovered_is_sent(
 def test_what_takes_too_long_to_look_up_keeps_no_sweep(
     platform: Platform, endpoint: Endpoint, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[Connection] = []
+    looks: list[MissedOutcomes] = []
 
-    def tire(_: DeliveryLog, connection: Connection) -> int:
-        looks.append(connection)
+    def tire(missed: MissedOutcomes) -> bool:
+        looks.append(missed)
         raise Contention("a statement took too long")
 
-    monkeypatch.setattr(DeliveryLog, "make_up", tire)
+    monkeypatch.setattr(MissedOutcomes, "make_up", tire)
     for _ in range(3):
         sweeper.sweep()
     assert len(looks) == 1

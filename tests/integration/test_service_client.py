@@ -1,5 +1,7 @@
 """The HTTP client of a third party against a real one on loopback that is slow on purpose."""
 
+import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +63,29 @@ def test_service_that_trickles_its_body_has_answered_and_is_left(service: Webhoo
 def test_service_that_says_nothing_is_given_up_in_time(service: WebhookReceiver) -> None:
     service.will(behave.hang())
     assert client(service, 1).send(CALL, "key-1") == Answer(None, "accounting: no answer in time")
+
+
+@pytest.mark.timeout(60)
+def test_name_that_is_not_found_in_time_is_given_up(
+    service: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    hasty = client(service, 1)
+    with monkeypatch.context() as silent:
+        silent.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(90))
+        assert hasty.send(CALL, "key-1") == Answer(None, "accounting: no answer in time")
+    answered.set()
+    assert hasty.send(CALL, "key-1") == Answer(204)
+
+
+def test_name_that_is_not_known_is_told_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    nowhere = Service(url="http://accounting.example", timeout_seconds=10)
+    answer = ServiceClient("accounting", nowhere, user_agent="test").send(CALL, "key-1")
+    assert answer == Answer(None, "accounting: cannot be reached (NameResolutionError)")
 
 
 def test_service_that_hangs_up_is_told_as_what_it_is(service: WebhookReceiver) -> None:
