@@ -152,10 +152,13 @@ class ServiceClient:
                 assert_same_host=False,
                 preload_content=False,
             )
-        except urllib3.exceptions.TimeoutError:
-            return Answer(None, f"{self.name}: no answer in time")
         except urllib3.exceptions.HTTPError as error:
-            return Answer(None, f"{self.name}: cannot be reached ({type(error).__name__})")
+            # urllib3 takes a connection that is refused for one of too late
+            is_late = isinstance(error, urllib3.exceptions.TimeoutError) and not isinstance(
+                error, urllib3.exceptions.NewConnectionError
+            )
+            reason = "no answer in time" if is_late else f"cannot be reached ({type(error).__name__})"
+            return Answer(None, f"{self.name}: {reason}")
         self._finish(response)
         if 200 <= response.status <= 299:
             return Answer(response.status)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from deploy.ports import free_port
 from models.deliveries.delivery_policy import Answer
 from models.effects import ServiceCall
 from models.settings import Service
@@ -86,6 +87,12 @@ def test_name_that_is_not_known_is_told_as_what_it_is(monkeypatch: pytest.Monkey
     nowhere = Service(url="http://accounting.example", timeout_seconds=10)
     answer = ServiceClient("accounting", nowhere, user_agent="test").send(CALL, "key-1")
     assert answer == Answer(None, "accounting: cannot be reached (NameResolutionError)")
+
+
+def test_refused_connection_is_told_as_what_it_is() -> None:
+    nowhere = Service(url=f"http://127.0.0.1:{free_port()}", timeout_seconds=10)
+    answer = ServiceClient("accounting", nowhere, user_agent="test").send(CALL, "key-1")
+    assert answer == Answer(None, "accounting: cannot be reached (NewConnectionError)")
 
 
 def test_service_that_hangs_up_is_told_as_what_it_is(service: WebhookReceiver) -> None:
