@@ -398,6 +398,8 @@ def test_callback_that_is_looked_at_while_its_endpoint_is_recovered_is_sent(
     disable(platform, endpoint)
     with platform.database.transaction() as connection:
         assert courier.obstacle(connection, mine) is not None
+        with pytest.raises(Contention):  # it waits until that is given up, so that it finds it so
+            recover(platform, endpoint)
 
 
 def test_what_takes_too_long_to_look_up_keeps_no_sweep(
