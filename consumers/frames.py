@@ -2,10 +2,11 @@
 
 py-amqp reads properties while it takes a frame in and raises where one is not UTF-8, is a time beyond
 year 9999, or nests too deep. The connection would end, the broker would deliver the message again,
-and one message would stop the intake for ever.
+and one message would stop the intake for ever. So it would where py-amqp could still read what nobody after
+it can: headers are read down to :data:`MAX_DEPTH`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from struct import pack, unpack_from
 from typing import Any
 
@@ -15,6 +16,12 @@ from amqp.serialization import decode_properties_basic, dumps, loads
 
 UNREADABLE = "x-waybill-unreadable"
 """Header of a message with unreadable properties: their names."""
+
+MAX_DEPTH = 32
+"""Tables and arrays within each other in the headers."""
+
+_SURELY_READ_BYTES = 512
+"""Too short to nest by more than about a hundred, which anybody can read."""
 
 _CONTENT_HEADER = 2
 _PROPERTIES_AT = 12
@@ -26,10 +33,12 @@ def tolerant_frame_handler(connection: Any, callback: Callable[..., Any]) -> Cal
     handle: Callable[[_Frame], bool] = frame_handler(connection, callback)
 
     def on_frame(frame: _Frame) -> bool:
+        kind, channel, payload = frame
+        if kind == _CONTENT_HEADER and len(payload) > _SURELY_READ_BYTES and not _is_readable(payload):
+            return handle((kind, channel, readable(payload)))
         try:
             return handle(frame)
         except Exception:
-            kind, channel, payload = frame
             if kind != _CONTENT_HEADER or _is_readable(payload):
                 raise
             return handle((kind, channel, readable(payload)))
@@ -50,7 +59,9 @@ def readable(payload: bytes) -> bytes:
         raw = payload[offset : offset + size]
         offset += size
         try:
-            values[name] = loads(kind, raw, 0)[0][0]
+            value = loads(kind, raw, 0)[0][0]
+            _check_depth(value)
+            values[name] = value
         except Exception:
             unreadable.append(name)
             if kind == "s":
@@ -84,7 +95,23 @@ def _written(values: dict[str, Any]) -> bytes:
 
 def _is_readable(payload: bytes) -> bool:
     try:
-        decode_properties_basic(payload, _PROPERTIES_AT)
+        properties, _ = decode_properties_basic(payload, _PROPERTIES_AT)
+        _check_depth(properties.get("application_headers"))
     except Exception:
         return False
     return True
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [item for one in level for item in _items(one)]
+        if not level:
+            return
+    raise ValueError(f"more than {MAX_DEPTH} tables or arrays within each other")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()

@@ -104,12 +104,12 @@ def _reply(
 
 def _kept(headers: Mapping[Any, Any]) -> dict[str, Any]:
     """Headers that may be kept: no credentials, nothing that cannot be written again."""
-    kept = {
-        name: _plain(value)
-        for name, value in headers.items()
-        if isinstance(name, str) and name.lower() != "authorization"
-    }
     try:
+        kept = {
+            name: _plain(value)
+            for name, value in headers.items()
+            if isinstance(name, str) and name.lower() != "authorization"
+        }
         return kept if len(dumps("F", (kept,))) <= MAX_HEADER_BYTES else {}
     except Exception:
         return {}

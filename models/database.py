@@ -282,6 +282,12 @@ def sqlstate(error: exc.DBAPIError) -> str | None:
     return getattr(error.orig, "sqlstate", None)
 
 
+def is_transient(error: exc.DBAPIError) -> bool:
+    """Whether it is contention or the loss of a connection: the same may succeed another time."""
+    state = sqlstate(error)
+    return state in _CONTENTION or error.connection_invalidated or is_connection_loss(state, error)
+
+
 def is_connection_loss(state: str | None, error: exc.DBAPIError) -> bool:
     """Whether the server went away, is starting, stopping, full, or never answered."""
     if state is None:

@@ -14,7 +14,15 @@ from sqlalchemy import Connection, text
 from models import breaker, metrics
 from models.breaker import BreakerBoard, Phase
 from models.database import Database
-from models.deliveries.delivery_policy import Answer, Decision, Delivered, DisableEndpoint, GiveUp, RetryIn
+from models.deliveries.delivery_policy import (
+    MAX_AGE,
+    Answer,
+    Decision,
+    Delivered,
+    DisableEndpoint,
+    GiveUp,
+    RetryIn,
+)
 from models.deliveries.outbox import Delivery, DeliveryKind, Outbox
 from models.errors import Transient
 from models.failpoints import Step
@@ -209,7 +217,7 @@ class Sending:
     def _wait_for_us(self, delivery: Delivery, fault: NotNow) -> None:
         """Put off what something of ours keeps from being sent; give it up where its patience has ended."""
         _log.error("a delivery waits for us", extra={"kind": delivery.kind, "reason": str(fault)})
-        if self._has_run_out(delivery):
+        if delivery.age >= (self._couriers[delivery.kind].patience(delivery) or MAX_AGE):
             self._give_up(delivery, GiveUp(f"given up: {fault}"), None)
             return
         with self._database.transaction(Step.PUT_OFF_OURS) as connection:

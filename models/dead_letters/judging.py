@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, exc
 
+from models.database import is_transient
 from models.dead_letters.edits import Edit
 from models.dead_letters.letters import OpenedLetter
 from models.errors import (
@@ -194,7 +195,9 @@ class Judge:
             translated = as_refusal(error)
             if isinstance(translated, Refusal):
                 return translated
-            raise
+            if is_transient(error):
+                raise
+            return Fault(type(error.orig).__name__)
         except Exception as error:
             return Fault(type(error).__name__)
         return change

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, text
 from models.database import array
 from models.deliveries.endpoint_secrets import EndpointSecrets
 from models.errors import Conflict, NotFound
+from models.identity.sealing import Unsealable
 from models.ids import new_id
 
 EventType = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead"]
@@ -135,20 +136,23 @@ class CallbackEndpoints:
     ) -> CallbackEndpoint:
         """Sign with ``secret`` from now on, and with the present secret too for :data:`BOTH_SIGN`.
 
-        A secret that was rotated out before that ends at once: two sign, never three.
+        A secret that was rotated out before that ends at once: two sign, never three. So does a present one
+        that cannot be opened here.
 
         Raises:
             NotFound: There is no such endpoint, or it is somebody else's.
-            Unsealable: The present secret cannot be opened here; nothing was changed.
         """
         present = connection.execute(_LOCK, {"id": endpoint_id, "owner_id": owner_id}).scalar_one_or_none()
         if present is None:
             raise NotFound(NO_ENDPOINT)
-        previous = self._secrets.open(endpoint_id, present)
+        try:
+            previous = self._secrets.seal(endpoint_id, self._secrets.open(endpoint_id, present))
+        except Unsealable:
+            previous = None
         parameters = {
             "id": endpoint_id,
             "secret": self._secrets.seal(endpoint_id, secret),
-            "previous": self._secrets.seal(endpoint_id, previous),
+            "previous": previous,
             "both_sign": BOTH_SIGN,
         }
         return _endpoint(connection.execute(_ROTATE, parameters).one())

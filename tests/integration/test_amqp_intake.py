@@ -350,7 +350,7 @@ def _nested_table(depth: int) -> bytes:
 DAMAGE: dict[str, tuple[dict[str, Any], bytes | None]] = {
     "correlation_id": ({"correlation_id": b"\xff\xfe"}, None),
     "message_id": ({"message_id": b"\xff"}, None),
-    "headers nested too deep": ({}, _nested_table(3000)),
+    **{f"headers nested by {depth}": ({}, _nested_table(depth)) for depth in (150, 700, 970, 3000)},
     "a time beyond all calendars": ({}, b"\x04whenT" + b"\xff" * 8),
 }
 

@@ -387,13 +387,44 @@ def test_plain_secret_of_before_signs_and_is_sealed_by_the_batch(
         assert not kept_secret(platform, endpoint.id).startswith("whsec_")
 
 
-def test_secret_that_cannot_be_opened_burns_no_attempt(
-    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver
-) -> None:
+@pytest.fixture
+def locked_out(platform: Platform, receiver: WebhookReceiver) -> Endpoint:
+    """An endpoint whose secret was sealed under a key that is gone, and one callback to it."""
     endpoint = Endpoint(platform, receiver.url(), EVERY_END)
     foreign = Sealer({"lost": b"x" * 32}).seal(endpoint.secret, f"callback_endpoints.secret/{endpoint.id}")
     platform.rows("UPDATE callback_endpoints SET secret = :foreign", foreign=foreign)
     platform.made(platform.create())
+    return endpoint
+
+
+def test_rotation_mends_a_secret_that_cannot_be_opened(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver, locked_out: Endpoint
+) -> None:
+    secret = new_secret()
+    with platform.database.transaction() as connection:
+        platform.container.endpoints.rotate(connection, platform.ada.id, locked_out.id, secret)
+    deliverer.deliver(ids(platform))
+    (request,) = receiver.requests
+    assert request.verify(secret)
+    assert one_row(platform).state == "delivered"
+
+
+def test_callback_whose_secret_cannot_be_opened_for_days_is_given_up_and_can_be_recovered(
+    platform: Platform, deliverer: PatientDeliverer, locked_out: Endpoint
+) -> None:
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '73 hours'")
+    deliverer.deliver(ids(platform))
+    row = one_row(platform)
+    assert (row.state, row.announce_at) == ("failed", None)
+    assert "given up" in row.error
+    with platform.database.transaction() as connection:
+        enabled = platform.container.endpoints.enable(connection, platform.ada.id, locked_out.id)
+        assert DeliveryLog().recover(connection, enabled, None) == 1
+
+
+def test_secret_that_cannot_be_opened_burns_no_attempt(
+    platform: Platform, deliverer: PatientDeliverer, receiver: WebhookReceiver, locked_out: Endpoint
+) -> None:
     deliverer.deliver(ids(platform))
     row = one_row(platform)
     assert (row.state, row.attempts) == ("pending", 0)

@@ -67,6 +67,34 @@ def test_readable_headers_are_kept() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", [b"F", b"A"], ids=["tables", "arrays"])
+@pytest.mark.parametrize(
+    "depth", [0, 1, frames.MAX_DEPTH, frames.MAX_DEPTH + 1, 300, 490, 700, *range(950, 1000, 3), 5000]
+)
+def test_headers_are_read_to_a_depth_that_everybody_can_read(kind: bytes, depth: int) -> None:
+    table = b""
+    for _ in range(depth):
+        table = (b"\x01d" if kind == b"F" else b"") + kind + pack(">I", len(table)) + table
+    if kind == b"A" and depth:
+        table = b"\x01d" + table
+    seen: list[Any] = []
+    handle = frames.tolerant_frame_handler(FakeConnection(), lambda *given: seen.append(given[3]))
+    handle((1, 1, pack(">HH", 60, 60)))
+    handle((2, 1, header({"message_id": b"m" * 255, "reply_to": b"r" * 255}, table)))
+    handle((3, 1, b"content"))
+
+    (message,) = seen
+    assert message.properties["message_id"] == "m" * 255
+    headers = message.properties["application_headers"]
+    assert (frames.UNREADABLE in headers) == (depth > frames.MAX_DEPTH)
+
+
+class FakeConnection:
+    """As much of one as py-amqp's frame handler asks for."""
+
+    bytes_recv = 0
+
+
 @given(st.dictionaries(st.sampled_from(_NAMES), st.binary(max_size=255)), st.none() | st.binary(max_size=300))
 def test_any_content_header_becomes_readable(properties: dict[str, bytes], table: bytes | None) -> None:
     mended = read(frames.readable(header(properties, table)))
@@ -77,9 +105,6 @@ def test_any_content_header_becomes_readable(properties: dict[str, bytes], table
 def test_other_faults_are_not_hidden() -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
-
-    class FakeConnection:
-        bytes_recv = 0
 
     handle = frames.tolerant_frame_handler(FakeConnection(), broken)
     with pytest.raises(RuntimeError):
