@@ -63,7 +63,7 @@ def serve(
     listener = bound_socket(settings)
     edge = build(container, announcer, checks, look=look)
     host, port = listener.getsockname()[:2]
-    server = server_of(edge, host, port, on_draining=StopDeadline().begin, patience_seconds=patience_seconds)
+    server = server_of(edge, host, port, on_signal=StopDeadline().begin, patience_seconds=patience_seconds)
     # uvicorn raises the signal again once it has stopped; that must not end us before we let go.
     ignore_signals()
     _log.info("listening", extra={"host": host, "port": port})

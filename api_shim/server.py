@@ -182,15 +182,10 @@ def server_of(
     host: str,
     port: int,
     *,
-    on_draining: Callable[[], object] = lambda: None,
+    on_signal: Callable[[], object] = lambda: None,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> GuardedServer:
     """The server for an edge: uvloop, httptools, our limits, no access log of its own."""
-
-    def drain() -> None:
-        edge.health.stop()
-        on_draining()
-
     config = Config(
         edge.app,
         host=host,
@@ -212,7 +207,8 @@ def server_of(
     )
     return GuardedServer(
         config,
-        on_draining=drain,
+        on_signal=on_signal,
+        on_draining=edge.health.stop,
         on_leaving=edge.hub.end,
         lead_seconds=edge.lead_seconds,
         patience_seconds=patience_seconds,

@@ -23,6 +23,9 @@ MEMORY_BROKER = "memory://localhost/"
 """Celery's broker where none is named. kombu warns at each connection unless a host is."""
 
 
+_HEADER_VALUE = re.compile(r"[!-~\x80-\xff]([\t -~\x80-\xff]*[!-~\x80-\xff])?")
+
+
 class Service(BaseModel):
     """A third party that effects call.
 
@@ -39,6 +42,14 @@ class Service(BaseModel):
     headers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], SecretStr] = {}
     timeout_seconds: float = Field(10, gt=0, le=30)
     at_once: int = Field(4, ge=1, le=16)
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+                raise ValueError(f"{name} must be one line of printable characters, without blanks around it")
+        return headers
 
 
 class Settings(BaseSettings):

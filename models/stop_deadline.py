@@ -49,15 +49,14 @@ class StopDeadline:
             return False
         self._has_begun = True
         # What needs nothing of this process, for the case that the thread below cannot run.
-        signal.setitimer(signal.ITIMER_REAL, self._seconds + _GONE_SECONDS + _SPARE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds + _GONE_SECONDS + 1.5 * _SPARE_SECONDS)
         for one in (self._run, *told):
             _start(one)
         return True
 
     def _run(self) -> None:
         time.sleep(self._seconds)
-        _start(_tell)
-        end_with_children(0)
+        end_with_children(0, _tell)
 
 
 def _tell() -> None:
@@ -69,12 +68,24 @@ def _start(function: Callable[[], None]) -> None:
     _thread.start_new_thread(function, ())
 
 
-def end_with_children(status: int) -> None:
+def end_with_children(status: int, tell: Callable[[], None]) -> None:
     """Kill this process's children, then end it at once, whatever its threads do. Does not return.
 
     Args:
         status: Its exit status.
+        tell: Called before, and waited for only briefly: the log may be held by what hangs.
     """
+    told = _thread.allocate_lock()
+    told.acquire()
+
+    def run() -> None:
+        try:
+            tell()
+        finally:
+            told.release()
+
+    _start(run)
+    told.acquire(timeout=_SPARE_SECONDS)
     try:
         children = psutil.Process().children(recursive=True)
         for child in children:
@@ -91,5 +102,5 @@ def ignore_signals() -> None:
     The interpreter puts its handlers back to the default before it is gone, and a signal that came then
     would be the exit status.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

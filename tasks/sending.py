@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,7 @@ NO_ROOM_REST = timedelta(seconds=5)
 """How long deliveries rest that found too many before them."""
 OUR_FAULT_REST = timedelta(minutes=1)
 """How long a delivery rests that something of ours keeps from being sent."""
+_DEEPEST_FRAMES = 3
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _EXPIRED = "given up: its time ran out while its receiver was not asked"
 
@@ -156,7 +158,7 @@ class Sending:
             if passage is _Passage.PARKED:
                 return False
             began = time.monotonic()
-            answer = courier.send(mine)
+            answer = _sent(courier, mine)
             metrics.SEND_SECONDS.labels(delivery.kind).observe(time.monotonic() - began)
             self._settle(courier, mine, answer, dependency, is_probe=passage is _Passage.PROBE)
         except NotNow as fault:
@@ -232,6 +234,22 @@ class Sending:
             self._outbox.give_up(connection, mine, error=decision.reason, status=status)
             courier.given_up(connection, mine, decision)
         _tell(delivery, decision, status, courier.receiver(delivery).dependency)
+
+
+def _sent(courier: Courier, delivery: Delivery) -> Answer:
+    """The answer to it.
+
+    Raises:
+        NotNow: It cannot be sent now, or our own code cannot cope with it; what it says may hold a secret.
+    """
+    try:
+        return courier.send(delivery)
+    except Transient:
+        raise
+    except Exception as error:
+        stack = traceback.format_tb(error.__traceback__)[-_DEEPEST_FRAMES:]
+        _log.error("a fault of ours kept a delivery", extra={"kind": delivery.kind, "stack": stack})
+        raise NotNow(f"{type(error).__name__} in our own code") from None
 
 
 def _tell(delivery: Delivery, decision: Decision, status: int | None, dependency: str) -> None:

@@ -10,7 +10,7 @@ from threading import Timer
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from models.deliveries.delivery_policy import Answer
 from models.effects import ServiceCall
@@ -64,8 +64,10 @@ class _Plain(HTTPConnection):
             look_up(ask, self.timeout or 0)
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "its name could not be looked up in time") from error
-        except OSError:
-            pass  # urllib3 finds that out, and says so
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except (OSError, UnicodeError) as error:
+            raise NewConnectionError(self, "its name could not be looked up") from error
         return super()._new_conn()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 does
@@ -155,10 +157,12 @@ class ServiceClient:
         except urllib3.exceptions.HTTPError as error:
             # urllib3 takes a connection that is refused for one of too late
             is_late = isinstance(error, urllib3.exceptions.TimeoutError) and not isinstance(
-                error, urllib3.exceptions.NewConnectionError
+                error, NewConnectionError
             )
             reason = "no answer in time" if is_late else f"cannot be reached ({type(error).__name__})"
             return Answer(None, f"{self.name}: {reason}")
+        except ValueError:  # what the setting, or a resource, has made of URL and headers; it may hold a key
+            return Answer(None, f"{self.name}: cannot be called as it is configured")
         self._finish(response)
         if 200 <= response.status <= 299:
             return Answer(response.status)

@@ -48,11 +48,13 @@ class Watchdog:
         while not self._is_over.wait(1):
             self._silent_seconds += 1
             if self._silent_seconds > self._patience_seconds:
-                _log.critical(
-                    "the main loop stands still: this worker ends itself, to be started anew",
-                    extra={"seconds": self._silent_seconds, "stack": self._stack()},
-                )
-                end_with_children(os.EX_SOFTWARE)
+                end_with_children(os.EX_SOFTWARE, self._tell)
+
+    def _tell(self) -> None:
+        _log.critical(
+            "the main loop stands still: this worker ends itself, to be started anew",
+            extra={"seconds": self._silent_seconds, "stack": self._stack()},
+        )
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._watched)

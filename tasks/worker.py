@@ -84,7 +84,7 @@ def run(
         quiet=True,
     )
     worker.start()
-    deadline.begin()  # also where Flower's menu ended it
+    deadline.begin()
     pruner.stop()
     sweeper.stop()
     ignore_signals()
@@ -105,21 +105,23 @@ def check_schema(settings: Settings) -> None:
 
 
 def _warm_worker(app: Celery, is_first: Callable[[], bool]) -> type[Any]:
-    """Celery's worker, for which SIGINT is what SIGTERM is, and each further signal nothing.
+    """Celery's worker, for which SIGINT and SIGHUP are what SIGTERM is, and each further signal nothing.
 
-    Its own takes the second SIGINT, even one after a SIGTERM, for an order to drop the tasks under way; and
-    one that comes while the handler of another holds a lock makes it wait for itself.
+    Its own takes the second SIGINT, even one after a SIGTERM, for an order to drop the tasks under way, and
+    SIGHUP for one to begin anew; and one that comes while the handler of another holds a lock makes it wait
+    for itself.
 
     Args:
         app: The Celery application.
-        is_first: Asked at each signal, in its handler.
+        is_first: Asked whenever it is to stop, in the signal's handler too.
     """
 
     class WarmWorker(app.Worker):  # type: ignore[misc, name-defined]
         """See above."""
 
         def install_platform_tweaks(self, worker: Any) -> None:
-            """Install the handlers of signals."""
+            """Install the handlers of signals; where ``nohup`` has it ignore SIGHUP, it goes on to do so."""
+            at_hang_up = signal.getsignal(signal.SIGHUP)
             super().install_platform_tweaks(worker)
             shut_down: Any = signal.getsignal(signal.SIGTERM)
 
@@ -127,8 +129,20 @@ def _warm_worker(app: Celery, is_first: Callable[[], bool]) -> type[Any]:
                 if is_first():
                     shut_down(number, frame)
 
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, stop)
+            if at_hang_up is signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+        def stop(self, *arguments: Any, **options: Any) -> None:
+            """Celery's own, in time, also where no signal asked for it."""
+            is_first()
+            super().stop(*arguments, **options)
+
+        def terminate(self, *arguments: Any, **options: Any) -> None:
+            """The same."""
+            is_first()
+            super().terminate(*arguments, **options)
 
     return WarmWorker
 

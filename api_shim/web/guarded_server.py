@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from uvicorn import Config, Server
@@ -46,7 +47,8 @@ class GuardedServer(Server):
 
     Args:
         config: uvicorn's, with :class:`GuardedProtocol` and :class:`GuardedWebSocket`.
-        on_draining: Called on the event loop when the signal to stop came, before anything closes.
+        on_signal: Called in the handler of each signal to stop.
+        on_draining: Called on the event loop when the first one came, before anything closes.
         on_leaving: Called when nobody new comes in any more: whoever waits should be sent home.
         lead_seconds: How long it goes on taking connections after the signal.
         patience_seconds: How long requests under way may take after that.
@@ -56,17 +58,24 @@ class GuardedServer(Server):
         self,
         config: Config,
         *,
-        on_draining: Callable[[], object] = lambda: None,
+        on_signal: Callable[[], object] = lambda: None,
+        on_draining: Callable[[], None] = lambda: None,
         on_leaving: Callable[[], None] = lambda: None,
         lead_seconds: float = 0.0,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         super().__init__(config)
         self.server_state = self._state = DrainableState()
+        self._on_signal = on_signal
         self._on_draining = on_draining
         self._on_leaving = on_leaving
         self._lead_seconds = lead_seconds
         self._patience_seconds = patience_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Uvicorn's handler, which leaves the rest to the event loop; that may stand still."""
+        self._on_signal()
+        super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         """Once a second, close who is late."""

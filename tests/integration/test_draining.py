@@ -292,3 +292,30 @@ def test_who_comes_at_the_moment_of_closing_is_refused_and_not_reset() -> None:
     thread.join(30)
     latecomer.client.join(30)
     assert met == ["ConnectionRefusedError"]
+
+
+_STANDS_STILL = """
+import time
+from uvicorn import Config
+from api_shim.web.guarded_server import GuardedServer
+from models.stop_deadline import StopDeadline
+
+async def app(scope, receive, send):
+    print("here", flush=True)
+    while True:
+        time.sleep(0.1)
+
+GuardedServer(Config(app, port=0, lifespan="on"), on_signal=StopDeadline(0.2).begin).run()
+"""
+
+
+def test_it_ends_in_time_though_its_event_loop_stands_still() -> None:
+    program = [sys.executable, "-c", _STANDS_STILL]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        process.terminate()
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

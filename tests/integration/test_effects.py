@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from models.errors import ConfigurationError
 from models.job import Job, Operation
 from models.settings import Service
 from models.tables import metadata
+from tasks.service_client import ServiceClient
 from tests.kit import readme
 from tests.kit.delivering import PatientDeliverer, deliveries, delivering, ids, make_due
 from tests.kit.platform import Platform, running_platform
@@ -340,6 +341,31 @@ def test_code_of_the_resource_that_fails_burns_no_attempt_and_no_thread(
         deliverer.deliver(ids(platform, "effect"))
     assert "failed" in {row.state for row in deliveries(platform, "effect")}
     assert len(office.requests) == 1, "the fallback"
+
+
+def test_fault_of_the_sender_burns_no_attempt_tells_no_secret_and_ends(
+    platform: Platform,
+    deliverer: PatientDeliverer,
+    office: WebhookReceiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def trip(*_: object) -> None:
+        raise RuntimeError("s3cret")
+
+    invoiced(platform, "F1")
+    monkeypatch.setattr(ServiceClient, "send", trip)
+    deliverer.deliver(ids(platform, "effect"))
+    row = effects(platform)["book"]
+    assert (row.state, row.attempts) == ("pending", 0)
+    assert datetime.now(UTC) < row.announce_at < datetime.now(UTC) + timedelta(minutes=2)
+    platform.rows("UPDATE deliveries SET created_at = now() - interval '4 days'")
+    make_due(platform)
+    deliverer.deliver(ids(platform, "effect"))
+    assert effects(platform)["book"].state == "failed"
+    reasons = {getattr(record, "reason", "") for record in caplog.records}
+    assert "RuntimeError in our own code" in reasons
+    assert not any("s3cret" in reason for reason in [*reasons, caplog.text])
 
 
 def test_worker_that_lacks_the_service_leaves_it_to_others(

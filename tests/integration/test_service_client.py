@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from pydantic import SecretStr, ValidationError
 
 from deploy.ports import free_port
 from models.deliveries.delivery_policy import Answer
@@ -87,6 +88,28 @@ def test_name_that_is_not_known_is_told_as_what_it_is(monkeypatch: pytest.Monkey
     nowhere = Service(url="http://accounting.example", timeout_seconds=10)
     answer = ServiceClient("accounting", nowhere, user_agent="test").send(CALL, "key-1")
     assert answer == Answer(None, "accounting: cannot be reached (NameResolutionError)")
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+def test_name_that_is_none_is_told_as_what_it_is(host: str) -> None:
+    answer = ServiceClient("accounting", Service(url=f"http://{host}"), user_agent="test").send(CALL, "key-1")
+    assert answer.status is None
+    assert str(answer.error).startswith("accounting: cannot be ")
+
+
+@pytest.mark.parametrize("value", ["s3cret\n", " s3cret", "s3\0cret", "s3cret €", ""])
+def test_header_that_cannot_be_sent_is_refused_at_start_and_not_repeated(value: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Service(url="http://127.0.0.1", headers={"X-Key": SecretStr(value)})
+    assert "X-Key must be one line" in str(refused.value)
+    assert "cret" not in str(refused.value).replace("SecretStr", "")
+
+
+def test_call_that_cannot_be_made_is_an_answer_without_its_text(service: WebhookReceiver) -> None:
+    hasty = client(service, 10)
+    hasty._headers["X-Key"] = "s3cret\n"
+    answer = hasty.send(CALL, "key-1")
+    assert answer == Answer(None, "accounting: cannot be called as it is configured")
 
 
 def test_refused_connection_is_told_as_what_it_is() -> None:

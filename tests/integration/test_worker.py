@@ -164,13 +164,14 @@ worker_shutting_down.lock = Interrupted()
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_while_the_handler_of_another_holds_a_lock_does_not_hang_the_worker(
-    platform: Platform, broker_url: str, tmp_path: Path
+    platform: Platform, broker_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     log = tmp_path / "worker.log"
     with running_worker(platform, broker_url, log, _INTERRUPTED) as worker:
         platform.accept(platform.create())
         wait_until(lambda: all_succeeded(platform), timeout_seconds=40)
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(number)
         assert worker.wait(timeout=20) == 0
     assert log.read_text().count("told") == 1

@@ -1,5 +1,6 @@
 """A process that began to stop ends in time, whatever holds it. Each is a process of its own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,22 @@ threading.Event().wait()
     assert began.returncode == 0
     assert "the rest is given back" in began.stderr
     assert not psutil.pid_exists(int(began.stdout))
+
+
+def test_it_says_so_without_children_too() -> None:
+    began = run("logging.basicConfig()\ndeadline.begin()\nthreading.Event().wait()")
+    assert began.returncode == 0
+    assert "the rest is given back" in began.stderr
+
+
+def test_watchdog_ends_it_though_the_log_is_held() -> None:
+    ended = run("""
+from tasks.watchdog import Watchdog
+logging.lastResort.acquire()
+with Watchdog(1):
+    threading.Event().wait()
+""")
+    assert ended.returncode == os.EX_SOFTWARE
 
 
 @pytest.mark.parametrize(
