@@ -16,6 +16,7 @@ from models.ledger import OpenJob, Outcome
 from models.registry import Registry, Resource
 from models.repository import as_refusal
 from models.service import Effect, Row, Work
+from tasks import own_code
 
 _Key = tuple[str, UUID]
 """Resource name and instance id."""
@@ -78,7 +79,8 @@ class Batch:
                 lanes.setdefault(job.lane, deque()).append(job)
         self._load(job for lane in lanes.values() for job in lane)
         while lanes:
-            runs = [self._fold(self._next_run(lane)) for lane in lanes.values()]
+            with own_code.bounded():
+                runs = [self._fold(self._next_run(lane)) for lane in lanes.values()]
             self._write(runs)
             for lane, run in zip(lanes.values(), runs, strict=True):
                 outcomes += run.outcomes

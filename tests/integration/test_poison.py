@@ -19,7 +19,7 @@ from tasks.announcer import Announcer
 from tasks.names import DEAD_MESSAGES
 from tests.integration.test_worker import running_worker
 from tests.kit.platform import Platform
-from tests.kit.tickets import LETHAL
+from tests.kit.tickets import HELD, LETHAL
 from tests.kit.waiting import wait_until
 
 
@@ -50,27 +50,36 @@ def kept(platform: Platform) -> list[Any]:
     )
 
 
-def test_job_that_kills_its_worker_ends_dead_with_the_evidence_and_its_neighbours_unharmed(
-    platform: Platform, broker_url: str, announcer: Announcer, tmp_path: Path
+_HASTY = "from tasks import own_code; own_code.LIMIT_SECONDS = 2.0\n"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("note", "cause"),
+    [(LETHAL, "SIGKILL"), (f"{HELD}{{tmp_path}}/never", "SIGALRM")],
+    ids=["kills it", "never returns"],
+)
+def test_job_that_takes_its_worker_ends_dead_with_the_evidence_and_its_neighbours_unharmed(
+    platform: Platform, broker_url: str, announcer: Announcer, tmp_path: Path, note: str, cause: str
 ) -> None:
-    lethal = platform.ticket(str(new_id()), note=LETHAL)
+    lethal = platform.ticket(str(new_id()), note=note.format(tmp_path=tmp_path))
     neighbours = [platform.create() for _ in range(6)]
     ids = platform.accept(*neighbours[:3], lethal, *neighbours[3:])
-    with running_worker(platform, broker_url, tmp_path / "worker.log"):
+    with running_worker(platform, broker_url, tmp_path / "worker.log", _HASTY):
         announcer.jobs({Priority.NORMAL: ids})
-        wait_until(lambda: platform.job(lethal.job_id).is_done, timeout_seconds=60)
-        wait_until(lambda: all(platform.job(one).is_done for one in ids), timeout_seconds=30)
+        wait_until(lambda: platform.job(lethal.job_id).is_done, timeout_seconds=120)
+        wait_until(lambda: all(platform.job(one).is_done for one in ids), timeout_seconds=60)
     assert {platform.job(one.job_id).state for one in neighbours} == {"succeeded"}
     assert {platform.job(one.job_id).attempt for one in neighbours} == {1}
     dead = platform.job(lethal.job_id)
     assert dead.state == "dead"
     assert dead.error is not None
     evidence = dead.error["evidence"]
-    assert [entry["signal"] for entry in evidence] == ["SIGKILL"] * 3
+    assert [entry["signal"] for entry in evidence] == [cause] * 3
     assert len({entry["worker"] for entry in evidence}) == 3
     assert all(entry["at"].endswith("Z") for entry in evidence)
     assert dead.attempts is not None
-    assert "SIGKILL" in dead.attempts[-1]["reason"]
+    assert cause in dead.attempts[-1]["reason"]
 
 
 def test_message_that_celery_cannot_read_is_kept_and_harms_no_worker(
