@@ -124,7 +124,7 @@ def build(
         *Reads(registry, database, ledger, container.views, loads, threads, waiters, cursors).routes(),
         *jobs.routes(),
         *Events(own, hub.watches, hub.audience, authentication).routes(),
-        *Explain(database, own, threads, brokers, look).routes(),
+        *Explain(database, own, threads, brokers, look, registry).routes(),
         *DeadLetterRoutes(database, own, container.redriver, threads, cursors, announcer).routes(),
         *CallbackEndpointRoutes(
             database,

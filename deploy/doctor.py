@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from deploy.data_directory import DataDirectory
 from deploy.greeting import masked
 from deploy.readiness import ask_ready, http_url
 from deploy.supervisor import KINDS
+from models.breaker import BreakerBoard, OpenBreaker, Phase
 from models.container import Container
 from models.database_hosts import has_several_hosts, server_of
 from models.errors import BrokerUnavailable, ConfigurationError, Transient
@@ -32,6 +34,7 @@ from tasks.presence import Presence
 
 _LEAST_POSTGRES = 15
 _LEAST_FREE_MIB = 256
+_MOST_BREAKERS = 20
 _START = "start the platform with deploy/up"
 _REMAKE = (
     "start its nodes; where they run and its log tells of a corrupt one, have it made anew: "
@@ -127,6 +130,7 @@ def _database(settings: Settings) -> Finding:
 
 
 def _schema(settings: Settings) -> Iterator[Finding]:
+    """Whether it is one to work with; and what can be read in it: broken indexes, breakers."""
     container = Container(settings, role="doctor", pool_size=1)
     try:
         _ = container.registry
@@ -134,6 +138,7 @@ def _schema(settings: Settings) -> Iterator[Finding]:
             reason = why_unfit(connection, container.revisions)
             waiting = pending(connection, container.revisions)
             broken = invalid_indexes(connection)
+            standing = BreakerBoard(connection).not_closed(_MOST_BREAKERS) if reason is None else None
     except (ConfigurationError, Transient) as error:
         yield Finding("schema", False, _one_line(error), "mend what is said above first")
         return
@@ -147,6 +152,31 @@ def _schema(settings: Settings) -> Iterator[Finding]:
         yield Finding("schema", True, f"current{to_contract}")
     for name in broken:
         yield Finding("index", False, f"{name} is INVALID: its building was cut short", "run waybill migrate")
+    if standing is not None:
+        yield from _breakers(*standing)
+
+
+def _breakers(found: list[OpenBreaker], among: int) -> Iterator[Finding]:
+    """Each that is not closed. Half-open is well: where something waited, it would be probed by now."""
+    for one in found:
+        probe = one.probe_at.astimezone(UTC).isoformat(timespec="seconds")
+        if one.phase is Phase.OPEN:
+            detail = f"{one.dependency} is open after {one.failures} failures, next probe at {probe}"
+            yield Finding("breakers", False, detail, _remedy_of(one.dependency))
+        else:
+            detail = f"{one.dependency} is half-open: since {probe} whatever is to be sent there probes it"
+            yield Finding("breakers", True, detail)
+    if among > len(found):
+        yield Finding("breakers", True, f"{among - len(found)} more are not closed (waybill_breakers_open)")
+    if not among:
+        yield Finding("breakers", True, "all closed")
+
+
+def _remedy_of(dependency: str) -> str:
+    kind, _, name = dependency.partition(":")
+    if kind == "service" and not name.isdecimal():
+        return f"see that {name} answers from here where WAYBILL_SERVICES says; what waits goes on by itself"
+    return "see that it answers from here, or ask whose endpoint it is; what waits goes on by itself"
 
 
 def _queues(settings: Settings) -> Finding:

@@ -59,6 +59,25 @@ class BreakerState:
 CLOSED = BreakerState()
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """A breaker that is not closed, as it stood at some moment.
+
+    Attributes:
+        dependency: Whose it is: ``host:port`` of a callback receiver, ``service:<name>`` of a third party.
+        phase: Open, or half-open; a breaker stays half-open for as long as nothing is to be sent.
+        failures: In a row, of probes once it was open.
+        probe_at: When one real delivery may probe.
+        rest: From that moment until then; zero once it may go.
+    """
+
+    dependency: str
+    phase: Phase
+    failures: int
+    probe_at: datetime
+    rest: timedelta
+
+
 def phase(state: BreakerState, now: datetime) -> Phase:
     """Closed: all pass. Open: none. Half-open: the one that claims the probe."""
     if state.probe_at is None:
@@ -105,7 +124,7 @@ class BreakerBoard:
         """``after_failure`` as one statement, so that failures counted at once are all counted.
 
         Args:
-            dependency: ``host:port``, at most 255 characters.
+            dependency: ``host:port`` or ``service:<name>``, at most 255 characters.
             now: The database's time.
             is_probe: Whether the caller had claimed the probe.
         """
@@ -158,3 +177,23 @@ class BreakerBoard:
             query = query.where(breakers.c.dependency.in_(dependencies))
         rows = self._connection.execute(query)
         return {row.dependency: BreakerState(row.failures, row.opened_at, row.probe_at) for row in rows}
+
+    def not_closed(self, most: int) -> tuple[list[OpenBreaker], int]:
+        """At most ``most`` of those that are not closed, and how many there are.
+
+        Third parties come first, for users cannot add to them as they can to hosts; then those whose probe is
+        furthest ahead, so that hosts to which nothing is sent any more, half-open for ever, come last.
+        """
+        is_service = breakers.c.dependency.regexp_match("^service:[a-z]")
+        rows = self._connection.execute(
+            select(breakers, func.clock_timestamp().label("now"), func.count().over().label("among"))
+            .where(breakers.c.probe_at.is_not(None))
+            .order_by(is_service.desc(), breakers.c.probe_at.desc(), breakers.c.dependency)
+            .limit(most)
+        ).all()
+        found = []
+        for row in rows:
+            state = BreakerState(row.failures, row.opened_at, row.probe_at)
+            rest = max(row.probe_at - row.now, timedelta(0))
+            found.append(OpenBreaker(row.dependency, phase(state, row.now), row.failures, row.probe_at, rest))
+        return found, rows[0].among if rows else 0

@@ -102,6 +102,11 @@ class ThirdPartyEffect:
         if not self.operations or Operation.READ in self.operations:
             raise ConfigurationError(f"effect {self.name}: it follows from a change, so name one or more")
 
+    @property
+    def dependency(self) -> str:
+        """What its service's breaker is kept for. No ``host:port`` looks like it: a name is no number."""
+        return f"service:{self.service}"
+
     def chain(self) -> "Iterator[ThirdPartyEffect]":
         """This effect, its fallback, and that one's."""
         effect: ThirdPartyEffect | None = self

@@ -14,6 +14,7 @@ from models.breaker import BreakerBoard
 from models.deliveries.address_guard import check_url
 from models.errors import Gone, Invalid
 from models.job import Job, JobState
+from models.resource_type import ResourceType
 
 MOST_COUNTED = 100_000
 """Waiting jobs that are counted; beyond it the answer is "at least so many"."""
@@ -47,7 +48,8 @@ class Facts:
         finished_per_second: How fast jobs came to an end lately; None where none did.
         events: State, time and number of each change.
         deliveries: How its outcome fares.
-        dependencies: Host of each callback receiver that its outcome goes to, with its breaker.
+        dependencies: Host of each callback receiver that its outcome goes to, then each third party that its
+            effects call or will call, with its breaker.
     """
 
     now: datetime
@@ -65,8 +67,13 @@ class Facts:
     dependencies: dict[str, breaker.BreakerState]
 
 
-def gather(connection: Connection, job: Job) -> Facts:
+def gather(connection: Connection, job: Job, declared: ResourceType | None = None) -> Facts:
     """Look everything up, in a handful of small queries.
+
+    Args:
+        connection: Reads.
+        job: Which one.
+        declared: Its resource; None where that is unknown here, or none of the reader's business.
 
     Raises:
         Gone: The job was pruned a moment ago.
@@ -81,7 +88,8 @@ def gather(connection: Connection, job: Job) -> Facts:
     queue = {"priority": job.priority, "position": row.position, "most": MOST_COUNTED}
     urls = connection.execute(_RECEIVERS, {"id": job.id}).scalars().all()
     hosts = sorted({host for url in urls if (host := _host_of(url)) is not None})
-    known = BreakerBoard(connection).states(hosts) if hosts else {}
+    dependencies = [*hosts, *(_services(connection, job, declared) if declared is not None else ())]
+    known = BreakerBoard(connection).states(dependencies) if dependencies else {}
     return Facts(
         now=row.now,
         ahead_in_lane=ahead,
@@ -98,7 +106,7 @@ def gather(connection: Connection, job: Job) -> Facts:
             (one[0], one[1], one[2], one[3], one[4])
             for one in connection.execute(_DELIVERIES, {"id": job.id}).all()
         ],
-        dependencies={host: known.get(host, breaker.CLOSED) for host in hosts},
+        dependencies={one: known.get(one, breaker.CLOSED) for one in dependencies},
     )
 
 
@@ -152,6 +160,22 @@ def _host_of(url: str) -> str | None:
         return None
 
 
+def _services(connection: Connection, job: Job, declared: ResourceType) -> list[str]:
+    """Whom its effects will call, while it is open; and whom those wait for that are not settled.
+
+    A fallback is one of them once it is written: until then nothing is known to go there.
+    """
+    effects = {effect.name: effect.dependency for effect in declared.all_effects()}
+    if not effects:
+        return []
+    waiting = connection.execute(_EFFECTS, {"id": job.id}).scalars().all()
+    expected = [] if job.is_done else declared.effects
+    return sorted(
+        {effects[name] for name in waiting if name in effects}
+        | {effect.dependency for effect in expected if job.operation in effect.operations}
+    )
+
+
 def _rate(connection: Connection) -> float | None:
     parameters = {"recent": _RECENT, "recent_for": _RECENT_FOR}
     count, seconds = connection.execute(_FINISHED_LATELY, parameters).one()
@@ -195,6 +219,10 @@ _EVENTS = text("SELECT sequence, state, at FROM job_events WHERE job_id = :id OR
 _DELIVERIES = text("""
 SELECT kind, state, attempts, announce_at, error FROM deliveries
 WHERE job_id = :id AND kind <> 'events' ORDER BY id LIMIT 50
+""")
+
+_EFFECTS = text("""
+SELECT DISTINCT target FROM deliveries WHERE job_id = :id AND kind = 'effect' AND announce_at IS NOT NULL
 """)
 
 _RECEIVERS = text("""

@@ -43,7 +43,7 @@ class EffectCourier:
         if effect is None:
             return Receiver(f"effect:{delivery.target}", 1)
         client = self._clients.get(effect.service)
-        return Receiver(f"service:{effect.service}", 1 if client is None else client.at_once)
+        return Receiver(effect.dependency, 1 if client is None else client.at_once)
 
     def obstacle(self, connection: Connection, delivery: Delivery) -> str | None:
         """Nobody has known it for as long as any effect is tried. One that is known may go, however late."""

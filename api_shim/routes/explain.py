@@ -17,8 +17,10 @@ from models.breaker import Phase
 from models.database import Database
 from models.deliveries.outbox import DeliveryKind
 from models.explanation import Facts
-from models.identity.principals import Principal
+from models.identity.principals import Principal, may_anything
 from models.job import Job, JobState, Priority
+from models.registry import Registry
+from models.resource_type import ResourceType
 from models.schema import Schema
 from tasks.names import JOB_QUEUES
 from tasks.presence import QueueState
@@ -63,12 +65,15 @@ class Workers(Schema):
 
 
 class Breaker(Schema):
-    """The way to a receiver of its outcome."""
+    """The way to a receiver of its outcome, or to a third party that its effects call."""
 
-    dependency: str
+    dependency: str = Field(
+        description="host:port of a callback receiver, service:<name> of a third party",
+        examples=["service:accounting"],
+    )
     state: Phase
     failures: int
-    next_probe: datetime | None
+    next_probe: datetime | None = Field(description="when one delivery may try again; null while closed")
 
 
 class Announcements(Schema):
@@ -133,6 +138,7 @@ class Explain:
         threads: Where the rest is looked up.
         brokers: Threads that may wait for a broker.
         look: Asks the broker about a queue.
+        registry: Whose effects call third parties.
     """
 
     def __init__(
@@ -142,23 +148,32 @@ class Explain:
         threads: Threads,
         brokers: Threads,
         look: QueueLook,
+        registry: Registry,
     ) -> None:
         self._database = database
         self._own = own
         self._threads = threads
         self._brokers = brokers
         self._look = look
+        self._registry = registry
 
     async def explain(self, request: Request) -> Response:
         """The explanation."""
         job = await self._own(request)
-        facts = await self._threads.call(self._gather, job)
+        facts = await self._threads.call(self._gather, job, self._declared(job, request.principal))
         queue = await self._brokers.call(self._look, JOB_QUEUES[job.priority])
         return json_response(200, _document(job, facts, queue, request.principal), (NO_STORE,))
 
-    def _gather(self, job: Job) -> Facts:
+    def _gather(self, job: Job, declared: ResourceType | None) -> Facts:
         with self._database.snapshot() as connection:
-            return explanation.gather(connection, job)
+            return explanation.gather(connection, job, declared)
+
+    def _declared(self, job: Job, principal: Principal) -> ResourceType | None:
+        """What it is about; None where that is not served here, or the caller may do nothing there by now."""
+        if job.resource not in self._registry:
+            return None
+        declared = self._registry[job.resource].type
+        return declared if may_anything(declared.permissions, principal) else None
 
     def routes(self) -> Iterator[Route]:
         """The route."""

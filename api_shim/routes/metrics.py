@@ -12,7 +12,7 @@ from api_shim.routes.outcomes import NO_STORE
 from api_shim.web.http import Request, Response
 from api_shim.web.router import Answer, Route
 from api_shim.web.threads import Threads
-from models.breaker import BreakerBoard
+from models.breaker import BreakerBoard, OpenBreaker, Phase
 from models.database import Database
 from models.deliveries.outbox import DeliveryKind, Outbox
 from models.errors import Transient
@@ -21,6 +21,8 @@ from models.ledger import Ledger
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FRESH_SECONDS = 2.0
+MOST_BREAKERS = 100
+"""Breakers that are shown by name; users may register any number of hosts that are not there."""
 
 Backlog = list[tuple[JobState, Priority, int, float]]
 
@@ -76,11 +78,11 @@ class OutboxCollector(Collector):
         self._outbox = outbox
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The three gauges."""
+        """The gauges of the outbox, and of each breaker that is not closed."""
         try:
             with self._database.snapshot() as connection:
                 waiting = self._outbox.waiting(connection)
-                breakers = BreakerBoard(connection).states()
+                breakers, among = BreakerBoard(connection).not_closed(MOST_BREAKERS)
         except Transient:
             return
         count = GaugeMetricFamily(
@@ -100,8 +102,28 @@ class OutboxCollector(Collector):
         yield GaugeMetricFamily(
             "waybill_breakers_open",
             "Receivers and third parties whose breaker is not closed",
-            value=sum(state.probe_at is not None for state in breakers.values()),
+            value=among,
         )
+        yield from _each(breakers)
+
+
+def _each(breakers: Sequence[OpenBreaker]) -> Iterator[GaugeMetricFamily]:
+    """State and next probe of each."""
+    is_open = GaugeMetricFamily(
+        "waybill_breaker_open",
+        f"Breakers that are open (1) or half-open (0), {MOST_BREAKERS} at most, third parties first",
+        labels=["dependency"],
+    )
+    probe = GaugeMetricFamily(
+        "waybill_breaker_probe_seconds",
+        "Time until one delivery may probe; 0 where it may go now, and where none is there to go",
+        labels=["dependency"],
+    )
+    for one in breakers:
+        is_open.add_metric([one.dependency], one.phase is Phase.OPEN)
+        probe.add_metric([one.dependency], one.rest.total_seconds())
+    yield is_open
+    yield probe
 
 
 class EdgeCollector(Collector):

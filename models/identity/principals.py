@@ -70,6 +70,11 @@ def reach_of(permissions: Permissions, role: Role, action: Action) -> Reach | No
     return reach
 
 
+def may_anything(permissions: Permissions, principal: Principal) -> bool:
+    """Whether ``principal`` may do anything at all there; an admin knows of everything."""
+    return principal.is_admin or bool(permissions.get(principal.role))
+
+
 def permission_needed(permissions: Permissions, action: Action) -> Action:
     """What an ``action`` asks for: the action itself, or ``manage`` where nothing less is ever granted."""
     is_granted = any(action in granted for granted in permissions.values())

@@ -102,9 +102,9 @@ def test_job_that_goes_while_it_is_explained_is_gone(
 ) -> None:
     job, gather = finished(api, ledger), explanation.gather
 
-    def gather_too_late(connection: Connection, found: Job) -> Facts:
+    def gather_too_late(connection: Connection, found: Job, *more: Any) -> Facts:
         prune(ledger)
-        return gather(connection, found)
+        return gather(connection, found, *more)
 
     monkeypatch.setattr(explanation, "gather", gather_too_late)
     assert ask(api, "GET", job, "/explain").status == 410
