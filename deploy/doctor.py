@@ -157,26 +157,26 @@ def _schema(settings: Settings) -> Iterator[Finding]:
 
 
 def _breakers(found: list[OpenBreaker], among: int) -> Iterator[Finding]:
-    """Each that is not closed. Half-open is well: where something waited, it would be probed by now."""
+    """Each that is not closed; wrong is an open one of a third party: a user's endpoint is the user's affair.
+
+    Half-open is well: where something waited, it would be probed by now.
+    """
     for one in found:
         probe = one.probe_at.astimezone(UTC).isoformat(timespec="seconds")
-        if one.phase is Phase.OPEN:
-            detail = f"{one.dependency} is open after {one.failures} failures, next probe at {probe}"
-            yield Finding("breakers", False, detail, _remedy_of(one.dependency))
-        else:
+        if one.phase is not Phase.OPEN:
             detail = f"{one.dependency} is half-open: since {probe} whatever is to be sent there probes it"
+            yield Finding("breakers", True, detail)
+            continue
+        detail = f"{one.dependency} is open after {one.failures} failures, next probe at {probe}"
+        if one.is_third_party:
+            name = one.dependency.partition(":")[2]
+            yield Finding("breakers", False, detail, f"see that {name} answers where WAYBILL_SERVICES says")
+        else:
             yield Finding("breakers", True, detail)
     if among > len(found):
         yield Finding("breakers", True, f"{among - len(found)} more are not closed (waybill_breakers_open)")
     if not among:
         yield Finding("breakers", True, "all closed")
-
-
-def _remedy_of(dependency: str) -> str:
-    kind, _, name = dependency.partition(":")
-    if kind == "service" and not name.isdecimal():
-        return f"see that {name} answers from here where WAYBILL_SERVICES says; what waits goes on by itself"
-    return "see that it answers from here, or ask whose endpoint it is; what waits goes on by itself"
 
 
 def _queues(settings: Settings) -> Finding:

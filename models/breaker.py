@@ -14,6 +14,7 @@ moves ``probe_at`` on by ``PROBE_LEASE`` in a compare-and-set. A claimant that d
 out.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -57,6 +58,7 @@ class BreakerState:
 
 
 CLOSED = BreakerState()
+_THIRD_PARTY = "^service:[a-z]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ class OpenBreaker:
     failures: int
     probe_at: datetime
     rest: timedelta
+
+    @property
+    def is_third_party(self) -> bool:
+        """Whether it is a service's; a host called ``service`` has a port behind it."""
+        return re.match(_THIRD_PARTY, self.dependency) is not None
 
 
 def phase(state: BreakerState, now: datetime) -> Phase:
@@ -184,7 +191,7 @@ class BreakerBoard:
         Third parties come first, for users cannot add to them as they can to hosts; then those whose probe is
         furthest ahead, so that hosts to which nothing is sent any more, half-open for ever, come last.
         """
-        is_service = breakers.c.dependency.regexp_match("^service:[a-z]")
+        is_service = breakers.c.dependency.regexp_match(_THIRD_PARTY)
         rows = self._connection.execute(
             select(breakers, func.clock_timestamp().label("now"), func.count().over().label("among"))
             .where(breakers.c.probe_at.is_not(None))
