@@ -346,6 +346,39 @@ def test_many_are_redriven_each_answered_in_its_place(api: Api) -> None:
     assert [state_of(api, one) for one in (*good, alive)] == ["succeeded"] * 3 + ["queued"]
 
 
+@pytest.fixture
+def curse(api: Api) -> Iterator[str]:
+    """A name that a rule of the database's own breaks at: no refusal, and no fault that passes."""
+    rows(
+        api,
+        "CREATE FUNCTION refuse_cursed() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'with a secret'; END $$",
+    )
+    rows(
+        api,
+        "CREATE TRIGGER refuse_cursed BEFORE INSERT ON entities FOR EACH ROW "
+        "WHEN (NEW.name = 'cursed') EXECUTE FUNCTION refuse_cursed()",
+    )
+    yield "cursed"
+    rows(api, "DROP FUNCTION refuse_cursed CASCADE")
+
+
+def test_letter_that_the_database_breaks_at_is_foreseen_as_dead_and_keeps_no_other_back(
+    api: Api, curse: str
+) -> None:
+    jobs = [dead_creation(api, name)["id"] for name in ("Ada", curse, "Grace")]
+    foreseen = redrive(api, jobs[1], dryRun=True)
+    assert (foreseen.status, foreseen.json["outcome"]) == (200, "dead")
+    assert foreseen.json["reason"] == "RaiseException"
+    assert b"secret" not in foreseen.body
+    answer = redrive_many(api, ids=jobs)
+    assert (answer.status, [one["id"] for one in answer.json["jobs"]]) == (202, jobs)
+    api.apply(jobs[0], jobs[2])
+    assert [state_of(api, one) for one in jobs] == ["succeeded", "queued", "succeeded"]
+    api.kill(jobs[1])
+    assert redrive(api, jobs[1]).status == 202
+
+
 def test_group_is_redriven_in_the_order_of_its_lanes(api: Api) -> None:
     entity = api.create()["id"]
     jobs = [dead_patch(api, entity, {"metadata": {f"n{n}": n}})["id"] for n in range(4)]
