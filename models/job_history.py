@@ -22,6 +22,8 @@ SELECT e.sequence, e.state, e.at, e.detail,
              AND NOT EXISTS (SELECT FROM job_events AS d WHERE d.job_id = e.job_id AND d.state = 'dead'
                              AND d.sequence > p.sequence AND d.sequence < e.sequence)
        ) END,
+       (SELECT 1 + count(*) FROM job_events AS d
+        WHERE d.job_id = e.job_id AND d.sequence < e.sequence AND d.state = 'dead'),
        j.*
 FROM (SELECT {JOB_COLUMNS} FROM jobs) AS j
 """
@@ -86,7 +88,7 @@ class JobHistory:
         found: dict[UUID, list[Job]] = {}
         standing: dict[UUID, Job] = {}
         for row in rows:
-            job = standing[row[5]] = job_from(row[5:])
+            job = standing[row[6]] = job_from(row[6:])
             steps = found.setdefault(job.id, [])
             if row[0] is not None and row[0] < job.sequence:
                 steps.append(_as_it_stood(job, row))
@@ -97,7 +99,7 @@ class JobHistory:
     def standing(self, connection: Connection, job_ids: Iterable[UUID], until: int) -> list[Job]:
         """Each job as it stood at ``until``, in the order of sequences."""
         rows = connection.execute(_STANDING, {"ids": array(job_ids), "until": until}).all()
-        return [_as_it_stood(job_from(row[5:]), row) for row in rows]
+        return [_as_it_stood(job_from(row[6:]), row) for row in rows]
 
     def between(
         self, connection: Connection, interest: Interest, after: int, until: int, limit: int
@@ -113,26 +115,30 @@ class JobHistory:
         if interest.jobs:
             parameters["ids"] = array(interest.jobs)
         statement = text(f"{_RANGE} AND ({' OR '.join(clauses)}) ORDER BY e.sequence LIMIT :limit")
-        return [_as_it_stood(job_from(row[5:]), row) for row in connection.execute(statement, parameters)]
+        return [_as_it_stood(job_from(row[6:]), row) for row in connection.execute(statement, parameters)]
 
 
 def _as_it_stood(job: Job, row: Sequence[Any]) -> Job:
     """The job after an earlier transition: what came later is taken away from it."""
-    sequence, name, at, detail, attempt = row[:5]
+    sequence, name, at, detail, attempt, generation = row[:6]
     if sequence == job.sequence:
         return job
     state = JobState(name)
+    told: dict[str, Any] = detail if isinstance(detail, dict) else {}
     was_never_put_off = job.attempt == 0 and job.state is not JobState.RETRYING
+    run_at = job.run_at if was_never_put_off and not state.is_done else None
     return replace(
         job,
         state=state,
         sequence=sequence,
-        attempt=attempt + (state is JobState.DEAD),
-        run_at=job.run_at if was_never_put_off and not state.is_done else None,
+        attempt=told.get("attempt", attempt + (state is JobState.DEAD)),
+        generation=told.get("generation", generation),
+        run_at=_moment(told["runAt"]) if told.get("runAt") is not None else run_at,
         finished_at=at if state.is_done else None,
+        expires_at=_moment(told["expiresAt"]) if told.get("expiresAt") is not None else job.expires_at,
         version=None,
         result=None,
-        error=detail if isinstance(detail, dict) and "status" in detail else None,
+        error=told if "status" in told else told.get("error"),
         attempts=[one for one in job.attempts or () if _moment(one["at"]) <= at + _SAME_STATEMENT] or None,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from api_shim.changes.hub import Hub
 from models.errors import internal_problem
@@ -52,7 +53,7 @@ def _put_off(api: Api, job: Any) -> None:
 
 def _finish(api: Api, job: Any, state: JobState) -> None:
     with api.container.database.transaction() as connection:
-        outcome = Outcome(job_id=UUID(job["id"]), state=state, attempt=3)
+        outcome = Outcome(job_id=UUID(job["id"]), state=state, attempt=3, error=internal_problem(None))
         api.container.ledger.finish(connection, [outcome])
 
 
@@ -102,14 +103,42 @@ def test_redriven_job_was_dead_in_between(api: Api) -> None:
     job = _submit(api)
     _put_off(api, job)
     _finish(api, job, JobState.DEAD)
+    dead = api.request("GET", f"{JOBS}/{job['id']}").json
     with api.container.database.transaction() as connection:
         api.container.ledger.redrive(connection, {UUID(job["id"]): None})
     _put_off(api, job)
     api.apply(job["id"])
     seen = list(_stream(api, job, last_event_id=job["sequence"]).events())
     assert _states(seen) == ["retrying", "dead", "queued", "retrying", "succeeded"]
-    assert [one["attempt"] for one in seen] == [1, 2, 0, 1, 2]
+    assert [one["attempt"] for one in seen] == [1, 3, 0, 1, 2]
     assert [one["done"] for one in seen] == [False, True, False, False, True]
+    assert [one.get("generation", 1) for one in seen] == [1, 1, 2, 2, 2]
+    assert seen[1] == dead
+    assert seen[1]["error"]["status"] == 500
+
+
+def test_discarded_job_was_dead_of_its_error_before(api: Api) -> None:
+    job = _submit(api)
+    _finish(api, job, JobState.DEAD)
+    dead = api.request("GET", f"{JOBS}/{job['id']}").json
+    with api.container.database.transaction() as connection:
+        api.container.ledger.discard(connection, [UUID(job["id"])])
+    seen = list(_stream(api, job, last_event_id=job["sequence"]).events())
+    assert seen[0] == dead
+    assert [one["error"]["status"] for one in seen] == [500, 500]
+
+
+def test_death_that_an_older_version_recorded_is_told_with_its_error(api: Api) -> None:
+    job = _submit(api)
+    _finish(api, job, JobState.DEAD)
+    with api.container.database.transaction() as connection:
+        api.container.ledger.redrive(connection, {UUID(job["id"]): None})
+        older = "UPDATE job_events SET detail = detail -> 'error' WHERE job_id = :id AND state = 'dead'"
+        connection.execute(text(older), {"id": job["id"]})
+    api.apply(job["id"])
+    dead, *_ = _stream(api, job, last_event_id=job["sequence"]).events()
+    assert (dead["state"], dead["attempt"], dead["error"]["status"]) == ("dead", 1, 500)
+    assert "generation" not in dead
 
 
 def test_final_job_is_told_at_once_and_a_seen_end_is_204(api: Api) -> None:
