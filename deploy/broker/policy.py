@@ -17,9 +17,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+)
 
 from models.errors import ConfigurationError
 
@@ -28,37 +37,54 @@ ANY_TOPIC = ".*"
 """What a user without topic permissions may publish."""
 RIGHTS = ("configure", "write", "read")
 _UPSTREAM = "upstream"
+_SIZES = ("max-length", "max-length-bytes")
+_OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Role(_Strict):
-    configure: str
-    write: str
-    read: str
-    tags: tuple[str, ...] = ()
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern.replace("{user}", "user"))
+    except re.error as error:
+        raise ValueError(f"must be a regular expression: {error}") from error
+    return pattern
 
-    @field_validator(*RIGHTS)
-    @classmethod
-    def _regular_expression(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern.replace("{user}", "user"))
-        except re.error as error:
-            raise ValueError(f"must be a regular expression: {error}") from error
-        return pattern
+
+_Pattern = Annotated[str, AfterValidator(_regular_expression)]
+
+
+class _Role(_Strict):
+    configure: _Pattern
+    write: _Pattern
+    read: _Pattern
+    tags: tuple[str, ...] = ()
 
 
 class _User(_Strict):
     role: str
-    topics: str = ANY_TOPIC
+    topics: _Pattern = ANY_TOPIC
 
 
 class _Limit(_Strict):
-    pattern: str
-    definition: dict[str, int | str]
+    pattern: _Pattern
+    definition: dict[str, StrictInt | StrictStr] = Field(min_length=1)
     priority: int = Field(10, ge=0)
+
+    @field_validator("definition")
+    @classmethod
+    def _known_to_rabbitmq(cls, definition: dict[str, int | str]) -> dict[str, int | str]:
+        for key, value in definition.items():
+            if key in _SIZES:
+                if isinstance(value, str) or value < 0:
+                    raise ValueError(f"{key} must be a number from 0 on")
+            elif key != "overflow":
+                raise ValueError(f"may have {', '.join(_SIZES)} and overflow, not {key!r}")
+            elif value not in _OVERFLOWS:
+                raise ValueError(f"overflow must be one of {', '.join(_OVERFLOWS)}")
+        return definition
 
 
 class _File(_Strict):
@@ -124,7 +150,8 @@ def load_policy(path: Path = SHIPPED, upstreams: Iterable[str] = ()) -> BrokerPo
             the file does not name get the role ``upstream``.
 
     Raises:
-        ConfigurationError: The file cannot be read, or names a role that it does not have.
+        ConfigurationError: The file cannot be read, RabbitMQ would refuse what it says, or it names a role
+            that it does not have.
     """
     try:
         said = _File.model_validate_json(path.read_bytes())

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pika
 import pytest
@@ -223,9 +224,26 @@ def test_policy_file_that_is_wrong_is_one_line(tmp_path: Path) -> None:
         (json.dumps(said), "has no role upsteam"),
         ("{", "is wrong at"),
         (json.dumps({**said, "role": {}}), "is wrong at role"),
+        (_with("users", topics="("), "is wrong at users.one.topics"),
+        (_with("limits", pattern="("), "is wrong at limits.one.pattern"),
+        (_with("limits", definition={}), "is wrong at limits.one.definition"),
+        (_with("limits", definition={"max-lenght": 5}), "not 'max-lenght'"),
+        (_with("limits", definition={"max-length": -1}), "max-length must be a number"),
+        (_with("limits", definition={"max-length-bytes": "5"}), "max-length-bytes must be a number"),
+        (_with("limits", definition={"overflow": "reject"}), "overflow must be one of"),
     ):
         file.write_text(text)
         options = ["--broker-permissions", "apply", "--broker-policy", str(file)]
         result = CliRunner(env=environment).invoke(doctor, options)
         assert told in str(result.exception)
         assert "\n" not in str(result.exception)
+
+
+def _with(part: str, **members: Any) -> str:
+    """The policy with one user, or limit, more."""
+    said = json.loads(SHIPPED.read_text())
+    whole: dict[str, dict[str, Any]] = {
+        "users": {"role": "upstream"},
+        "limits": {"pattern": "^x$", "definition": {"max-length": 5}},
+    }
+    return json.dumps({**said, part: {**said[part], "one": {**whole[part], **members}}})
