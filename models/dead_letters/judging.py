@@ -202,8 +202,8 @@ class Judge:
             return Fault(type(error).__name__)
         return change
 
-    @staticmethod
     def _write_and_take_back(
+        self,
         connection: Connection,
         resource: Resource,
         change: Change,
@@ -220,6 +220,8 @@ class Judge:
                 resource.repository.update_many(connection, [(change.row, current["version"])])
             elif change.effect is Effect.DELETE and current is not None:
                 versions = {letter.job.resource_id: current["version"]}
+                for part in self._registry.children(letter.job.resource):
+                    part.repository.delete_parts(connection, list(versions))
                 resource.repository.delete_many(connection, versions)
         finally:
             savepoint.rollback()

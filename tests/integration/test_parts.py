@@ -6,9 +6,14 @@ from uuid import UUID
 
 import pytest
 
-from models.errors import NotFound
+from models.audit import Actor
+from models.dead_letters.judging import Prospect
+from models.dead_letters.redriving import RedriveOrder
+from models.errors import NotFound, internal_problem
 from models.ids import lane_key, new_id
-from models.job import Operation, Submission
+from models.job import JobState, Operation, Submission
+from models.ledger import Outcome
+from models.service import Change
 from tests.kit import stubs
 from tests.kit.platform import Platform, running_platform
 
@@ -140,3 +145,29 @@ def test_parts_of_a_parent_whose_deletion_is_refused_are_still_there(platform: P
     assert outcomes(platform, ids) == ["succeeded", 409, 404, "succeeded"]
     left = [platform.instance(one, "stubs") for one in parts]
     assert [one and one["seat"] for one in left] == [None, "2"]
+
+
+def test_dead_deletion_of_a_parent_is_redriven_where_its_parts_do_not_cascade(platform: Platform) -> None:
+    """The parts go first, as they do where it is applied; and a dry run leaves them where they are."""
+    ticket, one = platform.ticket("T-3"), new_id()
+    platform.made(ticket)
+    platform.made(stub(platform, Operation.CREATE, ticket.resource_id, one))
+    [(cascade,)] = platform.rows(
+        "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conrelid = CAST('stubs' AS regclass) "
+        "AND confdeltype = 'c'"
+    )
+    platform.rows(f'ALTER TABLE stubs DROP CONSTRAINT "{cascade}"')
+    platform.rows('ALTER TABLE stubs ADD FOREIGN KEY (ticket_id) REFERENCES "order-tickets"')
+    [job] = platform.accept(platform.submission(Operation.DELETE, ticket.resource_id, resource="tickets"))
+    dead = Outcome(job_id=job, state=JobState.DEAD, attempt=8, error=internal_problem("r"))
+    with platform.database.transaction() as connection:
+        platform.ledger.finish(connection, [dead])
+    redriver, ada = platform.container.redriver, Actor(None, "ada")
+    foreseen = redriver.redrive_one(job, RedriveOrder(reason="mended", dry_run=True), ada)
+    assert isinstance(foreseen, Prospect)
+    assert isinstance(foreseen.foreseen, Change)
+    assert platform.instance(one, "stubs") is not None
+    redriver.redrive_one(job, RedriveOrder(reason="mended"), ada)
+    platform.applier().apply([job])
+    assert outcomes(platform, [job]) == ["succeeded"]
+    assert platform.instance(one, "stubs") is None
