@@ -4,14 +4,17 @@ import getpass
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar
 from uuid import UUID
 
 import click
 
+from api_shim.web.request_headers import time_header
 from deploy.jobs_command import line_of, opened_container, show_document
 from models import strict_json
-from models.audit import Actor
+from models.audit import Actor, told_reason
 from models.dead_letters.judging import Prospect
 from models.dead_letters.letters import DeadLetterQuery, DeadLetters
 from models.dead_letters.messages import DeadMessages
@@ -20,11 +23,46 @@ from models.errors import Conflict, Invalid, NotFound, Refusal
 from models.job import Job, Operation
 
 MOST_AT_ONCE = 1000
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 _limit = click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
-_resource = click.option("--resource", help="Only jobs on this resource.")
-_reason = click.option("--reason", required=True, help="Why; kept in the audit trail.")
+_time = "A time as RFC 3339 writes it."
+
+
+def _reason_given(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        return told_reason(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _time_given(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    try:
+        return None if value is None else time_header("it", value)
+    except Invalid as error:
+        raise click.BadParameter(error.message, context, parameter) from error
+
+
+_reason = click.option(
+    "--reason", required=True, callback=_reason_given, help="Why; kept in the audit trail."
+)
 _ids = click.argument("job_ids", type=click.UUID, nargs=-1)
+
+_FILTERS = (
+    click.option("--resource", help="Only jobs on this resource."),
+    click.option("--resource-id", type=click.UUID, help="Only jobs on this instance."),
+    click.option("--operation", type=click.Choice([str(one) for one in Operation]), help="Only these."),
+    click.option("--error", "group", help="Only of this group: see `list` and `groups`."),
+    click.option("--died-after", callback=_time_given, help=f"Only later than this. {_time}"),
+    click.option("--died-before", callback=_time_given, help=f"Only earlier than this. {_time}"),
+)
+
+
+def _filtered(command: _Command) -> _Command:
+    """With the options that say which dead letters: members of a :class:`DeadLetterQuery`."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
 
 
 @click.group("dead-letters", invoke_without_command=True)
@@ -36,33 +74,24 @@ def dead_letters(context: click.Context) -> None:
 
 
 @dead_letters.command("list")
-@_resource
-@click.option("--operation", type=click.Choice([str(one) for one in Operation]))
-@click.option("--error", "group", help="Only this group; see `groups`.")
+@_filtered
 @click.option("--discarded", is_flag=True, help="Those that were put away.")
 @_limit
-def listed(
-    *,
-    resource: str | None = None,
-    operation: str | None = None,
-    group: str | None = None,
-    discarded: bool = False,
-    limit: int = 100,
-) -> None:
-    """List dead jobs, latest death first, each with its last error."""
-    wanted = DeadLetterQuery(resource=resource, operation=operation, group=group, discarded=discarded)
+def listed(*, limit: int, **which: Any) -> None:
+    """List dead jobs, latest death first, each with its last error and the group of it."""
     with opened_container() as container, container.database.snapshot() as connection:
-        for letter in DeadLetters().page(connection, wanted, limit=limit):
-            click.echo(line_of(letter.job))
+        for letter in DeadLetters().page(connection, DeadLetterQuery(**which), limit=limit):
+            click.echo(f"{line_of(letter.job)}  [{letter.group}]")
 
 
 @dead_letters.command()
-@_resource
+@_filtered
+@click.option("--discarded", is_flag=True, help="Those that were put away.")
 @_limit
-def groups(*, resource: str | None, limit: int) -> None:
+def groups(*, limit: int, **which: Any) -> None:
     """Count dead jobs by resource, operation and error, most first."""
     with opened_container() as container, container.database.snapshot() as connection:
-        for one in DeadLetters().groups(connection, DeadLetterQuery(resource=resource), limit=limit):
+        for one in DeadLetters().groups(connection, DeadLetterQuery(**which), limit=limit):
             reason = f"  ({one.reason})" if one.reason else ""
             click.echo(
                 f"{one.group}  {one.count:>7}  {one.operation:<8} {one.resource}  {one.message or ''}{reason}"
@@ -90,30 +119,30 @@ def show(job_id: UUID) -> None:
 
 @dead_letters.command()
 @_ids
-@click.option("--error", "group", help="In place of ids: the oldest 1,000 of this group.")
-@_resource
+@_filtered
 @click.option("--patch", help="JSON merge patch of each job's data; - reads it from standard input.")
 @click.option("--dry-run", is_flag=True, help="Only say what would come of it.")
 @_reason
 def redrive(
     *,
     job_ids: tuple[UUID, ...],
-    group: str | None,
-    resource: str | None,
     patch: str | None,
     dry_run: bool,
     reason: str,
+    **which: Any,
 ) -> None:
-    """Apply dead jobs once more, edited if need be. Exit status 1 where one was refused."""
-    if bool(job_ids) == bool(group or resource):
-        raise click.UsageError("give either job ids, or --error or --resource")
+    """Apply dead jobs once more, edited if need be. Exit status 1 where one was refused.
+
+    By their ids, or in their place the oldest 1,000 that the options for it choose.
+    """
+    if bool(job_ids) == any(one is not None for one in which.values()):
+        raise click.UsageError("give either job ids, or which ones: --error, --resource, --died-after, ...")
     order = RedriveOrder(reason=reason, patch=_object(patch), dry_run=dry_run)
     with opened_container() as container:
         ids = list(dict.fromkeys(job_ids))
         if not ids:
-            wanted = DeadLetterQuery(resource=resource, group=group)
             with container.database.snapshot() as connection:
-                ids, found = DeadLetters().oldest(connection, wanted, MOST_AT_ONCE)
+                ids, found = DeadLetters().oldest(connection, DeadLetterQuery(**which), MOST_AT_ONCE)
             click.echo(f"{len(ids)} of {found}")
         answers = container.redriver.redrive(ids, order, _actor()) if ids else []
     refused = 0

@@ -55,6 +55,22 @@ class AuditEntry:
     error: Mapping[str, Any] | None = None
 
 
+LONGEST_REASON = 1000
+
+
+def told_reason(reason: str) -> str:
+    """The reason for an act, which must say something.
+
+    Raises:
+        ValueError: It is blank, longer than :data:`LONGEST_REASON`, or has control characters.
+    """
+    if not reason.strip() or not reason.isprintable() or len(reason) > LONGEST_REASON:
+        raise ValueError(
+            f"must say something, in {LONGEST_REASON:,} characters at most, without control characters"
+        )
+    return reason
+
+
 _LONGEST_SUBJECT = 200
 _LONGEST_TEXT = 1000
 

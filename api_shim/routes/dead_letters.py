@@ -18,7 +18,7 @@ from api_shim.web.body import read_body
 from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
 from api_shim.web.threads import Threads
-from models.audit import Actor
+from models.audit import LONGEST_REASON, Actor, told_reason
 from models.cursor import Cursors
 from models.database import Database
 from models.dead_letters.judging import Prospect
@@ -39,7 +39,7 @@ _Body = TypeVar("_Body", bound=BaseModel)
 class RedriveRequest(Schema):
     """Body of POST /jobs/{id}/redrive."""
 
-    reason: str = Field(min_length=1, max_length=1000, examples=["The schema was mended"])
+    reason: str = Field(min_length=1, max_length=LONGEST_REASON, examples=["The schema was mended"])
     patch: dict[str, JsonValue] | None = Field(
         None, description="merge patch (RFC 7396) of the job's data", examples=[{"name": "mended"}]
     )
@@ -48,9 +48,7 @@ class RedriveRequest(Schema):
     @field_validator("reason")
     @classmethod
     def _tells_something(cls, reason: str) -> str:
-        if not reason.strip() or not reason.isprintable():
-            raise ValueError("must say something, without control characters")
-        return reason
+        return told_reason(reason)
 
 
 class LetterFilter(Schema):

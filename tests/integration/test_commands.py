@@ -104,6 +104,34 @@ def test_dead_letter_is_grouped_shown_foreseen_edited_and_redriven(
     assert platform.result(UUID(dead))["name"] == "Grace"
 
 
+def test_dead_letters_are_chosen_by_all_that_the_api_chooses_them_by(
+    run: Run, platform: Platform, dead: str
+) -> None:
+    instance = str(platform.job(UUID(dead)).resource_id)
+    fitting = (
+        ("--resource-id", instance),
+        ("--operation", "create"),
+        ("--died-after", "2001-01-01T00:00:00Z", "--died-before", "2099-01-01T00:00:00Z"),
+    )
+    others = (
+        ("--resource-id", str(new_id())),
+        ("--operation", "patch"),
+        ("--died-after", "2099-01-01T00:00:00Z"),
+        ("--died-before", "2001-01-01T00:00:00Z"),
+    )
+    for which in fitting:
+        assert dead in run("dead-letters", "list", *which).output
+        assert "it broke" in run("dead-letters", "groups", *which).output
+    for which in others:
+        assert run("dead-letters", "list", *which).output == ""
+        assert run("dead-letters", "groups", *which).output == ""
+        assert run("dead-letters", "redrive", *which, "--reason", "x").output == "0 of 0\n"
+    (line,) = run("dead-letters", "list").output.splitlines()
+    group = line.split()[-1].strip("[]")
+    found = run("dead-letters", "redrive", "--error", group, "--resource-id", instance, "--reason", "x")
+    assert f"{dead}  redriven" in found.output
+
+
 @pytest.mark.parametrize("patch", ['{"colour": 1}', "[1]", "{", '{"name": null}'])
 def test_impossible_patch_changes_nothing_and_fails(
     run: Run, platform: Platform, dead: str, patch: str
@@ -129,6 +157,12 @@ def test_discarded_letter_is_listed_no_more(run: Run, dead: str) -> None:
         ("redrive", str(new_id())),
         ("discard", "--reason", "x"),
         ("show", "x"),
+        ("redrive", str(new_id()), "--reason", " "),
+        ("redrive", str(new_id()), "--reason", "a\tb"),
+        ("redrive", str(new_id()), "--reason", "x" * 1001),
+        ("redrive", str(new_id()), "--reason", "x", "--operation", "create"),
+        ("discard", str(new_id()), "--reason", ""),
+        ("list", "--died-after", "soon"),
     ],
 )
 def test_incomplete_command_is_a_usage_error(run: Run, arguments: tuple[str, ...]) -> None:
