@@ -17,8 +17,9 @@ from sqlalchemy import Connection, text
 
 from models.database import array
 from models.deliveries.endpoint_secrets import EndpointSecrets
-from models.errors import Conflict, NotFound
+from models.errors import Conflict, NotFound, Unauthorized
 from models.identity.sealing import Unsealable
+from models.identity.standing import NO_LONGER_VALID
 from models.ids import new_id
 
 EventType = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.dead"]
@@ -98,8 +99,10 @@ class CallbackEndpoints:
 
         Raises:
             Conflict: The owner has as many as one may have.
+            Unauthorized: The owner is gone.
         """
-        connection.execute(_LOCK_OWNER, {"owner_id": owner_id})
+        if connection.execute(_LOCK_OWNER, {"owner_id": owner_id}).scalar_one_or_none() is None:
+            raise Unauthorized(NO_LONGER_VALID)
         if connection.execute(_COUNT, {"owner_id": owner_id}).scalar_one() >= self._per_owner:
             raise Conflict(f"You have {self._per_owner} callback endpoints already: remove one first")
         endpoint_id = new_id()

@@ -28,6 +28,9 @@ STALE_AFTER_SECONDS = 4.0
 TRUST_SECONDS = 60.0
 """How long it is believed while the database is away."""
 
+NO_LONGER_VALID = "The token is no longer valid; log in again"
+"""What one hears who is disabled or gone."""
+
 _AWAY_SECONDS = 1.0
 _CAPACITY = 50_000
 _log = logging.getLogger("waybill.identity")
@@ -54,7 +57,7 @@ class Standing:
             Unauthorized: Disabled or gone, or its tokens were withdrawn.
         """
         if self.principal is None or verified.issued_at < self.tokens_valid_from:
-            raise Unauthorized("The token is no longer valid; log in again")
+            raise Unauthorized(NO_LONGER_VALID)
         return self.principal
 
 

@@ -76,6 +76,19 @@ def test_endpoints_are_listed_in_pages_oldest_first(api: Api) -> None:
         assert api.request("GET", f"{ENDPOINTS}?{query}").status == 400
 
 
+def test_user_who_was_just_deleted_registers_nothing(api: Api) -> None:
+    """For some seconds the API still takes the token."""
+    with api.container.database.transaction() as connection:
+        user = api.container.users.add(connection, f"{new_id()}@example.org", "none", Role.USER)
+    token = api.container.tokens.issue(user)
+    assert api.request("GET", ENDPOINTS, token=token).status == 200
+    rows(api, "DELETE FROM users WHERE id = :id", id=user.id)
+    body = {"url": "https://receiver.example/hook"}
+    refused = api.request("POST", ENDPOINTS, token=token, json_body=body)
+    assert (refused.status, refused.json["error"]) == (401, "Unauthorized")
+    assert "www-authenticate" in refused.headers
+
+
 def test_one_user_has_only_so_many(api: Api) -> None:
     for _ in range(MOST):
         last = registered(api)
