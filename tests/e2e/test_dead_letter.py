@@ -16,6 +16,7 @@ from tests.kit.launched import Launched, launched_whole
 from tests.kit.servers import require
 
 SECTION = "A dead letter, from found to resolved"
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 import os
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,13 @@ def _looks(printed: str) -> list[tuple[dict[str, int], list[float], str]]:
     return looks
 
 
-def _rarely_slow(*seconds: float) -> bool:
-    """One door may meet a stall of the machine; a wait of ours is met at more than one."""
-    *others, slowest = sorted(seconds)
-    return others[-1] < AT_ONCE_SECONDS and slowest < FIRST_SECONDS
+def _as_a_rule_at_once(looks: list[list[float]]) -> bool:
+    """By each door's median: a look may meet a stall of the machine; a wait of ours is met by each."""
+    return all(_is_usually_short(door) for door in zip(*looks, strict=True))
+
+
+def _is_usually_short(seconds: Sequence[float]) -> bool:
+    return statistics.median(seconds) < AT_ONCE_SECONDS and max(seconds) < FIRST_SECONDS
 
 
 TAKEN = {"submit": 202, "poll": 200, "read": 200}
@@ -99,28 +103,32 @@ def test_platform_is_well(said: list[str]) -> None:
 
 def test_redis_away_is_noticed_by_nobody(said: list[str]) -> None:
     looks = _looks(said[1])
-    assert [(doors, ready) for doors, _, ready in looks] == [(TAKEN, ALL_WELL)] * 3
-    assert _rarely_slow(*looks[1][1], *looks[2][1]), "only the first waits for a silent Redis"
+    assert [(doors, ready) for doors, _, ready in looks] == [(TAKEN, ALL_WELL)] * 5
+    _, *silent, killed = [seconds for _, seconds, _ in looks]
+    assert _as_a_rule_at_once(silent), "only the first waits for a silent Redis"
+    assert _is_usually_short(killed)
     assert said[1].count("back: ") == 2
 
 
 def test_broker_away_leaves_all_doors_open_and_callbacks_go_out(said: list[str]) -> None:
     looks = _looks(said[2])
-    assert [(doors, ready) for doors, _, ready in looks] == [(TAKEN, NO_BROKER)] * 2
-    assert _rarely_slow(*looks[0][1], *looks[1][1])
+    assert [(doors, ready) for doors, _, ready in looks] == [(TAKEN, NO_BROKER)] * 4
+    *silent, killed = [seconds for _, seconds, _ in looks]
+    assert _as_a_rule_at_once(silent)
+    assert _is_usually_short(killed)
     assert '"type":"job.cancelled"' in said[2]
     assert "\nsucceeded\n" in said[2], "what was accepted meanwhile is applied"
     assert said[2].count("back: ") == 2
 
 
 def test_database_away_is_503_at_once_and_the_intake_acknowledges_nothing(said: list[str]) -> None:
-    silent, later, killed = _looks(said[3])
-    away = {"submit": 503, "poll": 503, "read": 200}
-    assert [silent[0], later[0], killed[0]] == [away] * 3
-    assert max(silent[1]) < FIRST_SECONDS
-    assert _rarely_slow(*later[1])
-    assert _rarely_slow(*killed[1])
-    assert "the database is away" in later[2]
+    looks = _looks(said[3])
+    assert [doors for doors, _, _ in looks] == [{"submit": 503, "poll": 503, "read": 200}] * 5
+    first, *later, killed = [seconds for _, seconds, _ in looks]
+    assert max(first) < FIRST_SECONDS
+    assert _as_a_rule_at_once(later)
+    assert _is_usually_short(killed)
+    assert all("the database is away" in ready for _, _, ready in looks[1:4])
     assert re.search(r"^HTTP/1.1 503.*\n+retry-after: 1", said[3], re.MULTILINE | re.IGNORECASE)
     assert re.findall(r"^waybill_database_away (\S+)", said[3], re.MULTILINE) == ["1.0", "0.0"]
     assert re.search(r'"routed":true}\n1\n1\n', said[3]), "the message stays, unacknowledged"

@@ -75,7 +75,7 @@ def test_workers_are_listed_as_online(platform: Platform, mode: str) -> None:
         workers = _as_admin(platform, "/workers?json=1").json()["data"]
         return {worker["hostname"].partition("@")[0] for worker in workers if worker["status"]}
 
-    wait_until(lambda: online() == WORKERS[mode], timeout_seconds=30, what="all workers are online")
+    wait_until(lambda: online() == WORKERS[mode], timeout_seconds=60, what="all workers are online")
     hosts = {
         worker["hostname"].partition("@")[2]
         for worker in _as_admin(platform, "/workers?json=1").json()["data"]
@@ -87,16 +87,17 @@ def test_workers_can_be_asked_and_controlled_by_api(platform: Platform, mode: st
     def known() -> set[str]:
         return {name.partition("@")[0] for name in _as_admin(platform, "/api/workers").json()}
 
-    wait_until(lambda: known() == WORKERS[mode], timeout_seconds=30, what="Flower has met all workers")
+    wait_until(lambda: known() == WORKERS[mode], timeout_seconds=60, what="Flower has met all workers")
 
 
 def test_worker_page_names_its_queues(platform: Platform) -> None:
     workers = _as_admin(platform, "/workers?json=1").json()["data"]
     (name,) = [one["hostname"] for one in workers if one["hostname"].startswith(("waybill@", "worker@"))]
 
-    page = _as_admin(platform, f"/worker/{quote(name)}").data.decode()
+    def page() -> str:
+        return _as_admin(platform, f"/worker/{quote(name)}").data.decode()
 
-    assert "waybill.jobs" in page
+    wait_until(lambda: "waybill.jobs" in page(), timeout_seconds=60, what="its queues are named")
 
 
 def test_tasks_of_both_kinds_are_listed(platform: Platform, mode: str) -> None:
@@ -106,14 +107,15 @@ def test_tasks_of_both_kinds_are_listed(platform: Platform, mode: str) -> None:
         tasks = _as_admin(platform, "/api/tasks?limit=1000").json().values()
         return {task["name"] for task in tasks if task["state"] == "SUCCESS"}
 
-    wait_until(lambda: listed() >= expected, timeout_seconds=30, what=f"{expected} are listed")
+    wait_until(lambda: listed() >= expected, timeout_seconds=60, what=f"{expected} are listed")
 
 
 def test_broker_page_lists_our_queues(platform: Platform, mode: str) -> None:
-    page = _as_admin(platform, "/broker").data.decode()
+    def missing() -> list[str]:
+        page = _as_admin(platform, "/broker").data.decode()
+        return [queue for queue in QUEUES[mode] if f"<td>{queue}</td>" not in page]
 
-    missing = [queue for queue in QUEUES[mode] if f"<td>{queue}</td>" not in page]
-    assert missing == []
+    wait_until(lambda: missing() == [], timeout_seconds=60, what=f"{QUEUES[mode]} are listed")
 
 
 def test_browser_shows_the_tasks(platform: Platform, tmp_path: Path) -> None:

@@ -331,7 +331,11 @@ def test_message_that_expires_in_the_queue_is_refused_not_lost(
 ) -> None:
     platform.stop()
     late = upstream.publish("entities.create", _entity("late"), expiration="1")
-    wait_until(lambda: platform.broker.unsettled("waybill.intake.expired") == 1, what="expired by the broker")
+    wait_until(
+        lambda: platform.broker.unsettled("waybill.intake.expired") == 1,
+        timeout_seconds=60,
+        what="expired by the broker",
+    )
     platform.start()
 
     assert upstream.reply(late).document["status"] == 410
@@ -429,7 +433,11 @@ def test_while_the_database_is_away_nothing_is_acknowledged_and_the_order_holds(
     platform.to_database.cut()
     for number in range(300):
         upstream.publish("entities.create", _entity(f"{mark} {number}"), reply_to=None)
-    wait_until(lambda: platform.broker.unsettled("waybill.intake") == 300, what="300 messages in the queue")
+    wait_until(
+        lambda: platform.broker.unsettled("waybill.intake") == 300,
+        timeout_seconds=60,
+        what="300 messages in the queue",
+    )
     assert platform.named(mark, 0) == []
 
     platform.to_database.restore()
@@ -445,7 +453,7 @@ def test_database_without_its_tables_costs_no_message(
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE jobs RENAME TO jobs_elsewhere"))
     message_id = upstream.publish("entities.create", _entity("patient"))
-    wait_until(lambda: "holding messages" in caplog.text, what="the hold in the log")
+    wait_until(lambda: "holding messages" in caplog.text, timeout_seconds=60, what="the hold in the log")
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE jobs_elsewhere RENAME TO jobs"))
 
@@ -485,7 +493,7 @@ def test_broker_away_for_a_while_is_told_once_and_outlived(
     platform: IntakePlatform, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     platform.to_broker.cut()
-    wait_until(lambda: "broker lost" in caplog.text, what="the outage in the log")
+    wait_until(lambda: "broker lost" in caplog.text, timeout_seconds=60, what="the outage in the log")
     message_id = upstream.publish("entities.create", _entity())
     platform.to_broker.restore()
 
@@ -509,7 +517,9 @@ def test_intake_queue_that_was_deleted_is_made_again(
 ) -> None:
     monkeypatch.setattr(link, "SILENCE_SECONDS", 2)  # the broker may forget us: a link may be made just now
     upstream.channel.queue_delete("waybill.intake")
-    wait_until(lambda: is_bound(platform.broker, "waybill.intake"), what="the intake queue again")
+    wait_until(
+        lambda: is_bound(platform.broker, "waybill.intake"), timeout_seconds=60, what="the intake queue again"
+    )
 
     message_id = upstream.publish("entities.create", _entity())
     assert platform.job_of(message_id)
@@ -528,12 +538,14 @@ def test_intake_queue_that_was_deleted_while_a_batch_is_at_work_is_made_again(
     monkeypatch.setattr(Intake, "accept", slowly)
     monkeypatch.setattr(link, "SILENCE_SECONDS", 2)  # the broker may forget us: a link may be made just now
     before = upstream.publish("entities.create", _entity())
-    assert at_work.wait(15)
+    assert at_work.wait(60)
     upstream.channel.queue_delete("waybill.intake")
     time.sleep(3)  # heartbeats go on, and the broker's word of it comes with them
     may_end.set()
     platform.job_of(before)
-    wait_until(lambda: is_bound(platform.broker, "waybill.intake"), what="the intake queue")
+    wait_until(
+        lambda: is_bound(platform.broker, "waybill.intake"), timeout_seconds=60, what="the intake queue"
+    )
     platform.job_of(upstream.publish("entities.create", _entity()))
 
 
@@ -554,7 +566,7 @@ def test_consumer_process_stops_on_sigterm_and_logs_json(platform: IntakePlatfor
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=10)
+        status = process.wait(timeout=60)
 
     assert first["message"] == "consuming upstream messages"
     assert status == 0
@@ -573,7 +585,9 @@ def test_intake_queue_that_somebody_else_declared_is_told_once_and_awaited(
     upstream.channel.queue_delete("waybill.dead")
     upstream.channel.queue_declare("waybill.dead", durable=True)
     platform.start()
-    wait_until(lambda: "broker not usable" in caplog.text, what="the complaint in the log")
+    wait_until(
+        lambda: "broker not usable" in caplog.text, timeout_seconds=60, what="the complaint in the log"
+    )
     told = [record for record in caplog.records if "broker not usable" in record.message]
     reasons = [getattr(record, "reason", "") for record in told]
     message_id = upstream.publish("entities.create", _entity())

@@ -98,7 +98,7 @@ def test_long_poll_comes_back_when_the_job_is_final(api: Api) -> None:
     began = now()
     answer = api.request("GET", f"{JOBS}/{job['id']}", headers={"Prefer": "wait=20"})
     assert (answer.json["state"], answer.headers["preference-applied"]) == ("succeeded", "wait=20")
-    assert now() - began < 5
+    assert now() - began < 15
 
 
 def test_long_poll_with_a_known_sequence_comes_back_at_any_change(api: Api) -> None:
@@ -143,7 +143,7 @@ def test_long_poll_that_knows_an_old_sequence_is_answered_at_once(api: Api) -> N
     began = now()
     answer = api.request("GET", f"{JOBS}/{job['id']}", headers={"Prefer": "wait=20", "If-None-Match": '"0"'})
     assert (answer.status, answer.json["state"]) == (200, "queued")
-    assert now() - began < 5
+    assert now() - began < 15
 
 
 def test_many_waiters_are_all_woken(api: Api) -> None:

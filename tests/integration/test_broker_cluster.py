@@ -33,6 +33,7 @@ JOBS = JOB_QUEUES[Priority.NORMAL]
 PATIENCE_SECONDS = 60
 ENOUGH_TO_CONNECT = 620
 """Bytes of the broker's for a handshake, and too few for what a worker does next."""
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -145,12 +145,14 @@ def test_every_process_does_its_work_on_its_own_user(platform: Apart) -> None:
 
     def asked() -> Any:
         answer = urllib3.request("GET", platform.flower + "/api/workers?refresh=1", headers=login)
-        return json.loads(answer.data) if answer.status == 200 else None
+        workers = json.loads(answer.data) if answer.status == 200 else {}
+        return workers if all(one.get("active_queues") for one in workers.values()) else None
 
-    workers = wait_until(asked, timeout_seconds=30, what="a worker in Flower")
-    assert all(one["active_queues"] for one in workers.values())
-    page = urllib3.request("GET", platform.flower + "/broker", headers=login)
-    assert b"waybill.intake" in page.data
+    def broker_page() -> bytes:
+        return urllib3.request("GET", platform.flower + "/broker", headers=login).data
+
+    wait_until(asked, timeout_seconds=60, what="a worker in Flower, and its queues")
+    wait_until(lambda: b"waybill.intake" in broker_page(), timeout_seconds=60, what="the intake in Flower")
 
     assert "ACCESS_REFUSED" not in platform.said()
     assert platform.roles.doctor("check").exit_code == 0

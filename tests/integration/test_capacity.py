@@ -143,7 +143,7 @@ def test_full_ledger_is_503_until_it_drains_and_reads_and_cancels_pass(api: Api)
     first = answers[0].json["id"]
     assert api.request("POST", f"/api/v1/jobs/{first}/cancel").status == 200
     api.apply(*(one.json["id"] for one in answers[1:5]))
-    wait_until(lambda: _create(api).status == 202, timeout_seconds=10, what="room again")
+    wait_until(lambda: _create(api).status == 202, timeout_seconds=60, what="room again")
 
 
 def test_bulk_takes_the_room_of_all_that_is_in_it(

@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from celery import Celery
 from kombu import Connection
 
@@ -26,6 +27,7 @@ _IMPATIENT = """
 from tasks import consumption
 consumption.SILENCE_SECONDS = 3
 """
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_workers_whose_queue_is_deleted_consume_the_one_that_is_made_again(

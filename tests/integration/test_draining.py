@@ -88,7 +88,7 @@ def running(api: Api, database_url: str, *, lead: int = 0, patience: float = 8) 
     process = serve(database_url, data_dir, port, lead_seconds=lead, patience_seconds=patience)
     try:
         made = Process(api, process, port)
-        wait_until(made.is_listening, timeout_seconds=40, what="it listens")
+        wait_until(made.is_listening, timeout_seconds=90, what="it listens")
         yield made
     finally:
         process.kill()

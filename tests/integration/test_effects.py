@@ -66,13 +66,27 @@ def office() -> Iterator[WebhookReceiver]:
 
 
 @pytest.fixture
+def accounting_seconds() -> int:
+    """How long its answer is awaited."""
+    return 10
+
+
+@pytest.fixture
 def deliverer(
-    platform: Platform, app: Celery, accounting: WebhookReceiver, office: WebhookReceiver
+    platform: Platform,
+    app: Celery,
+    accounting: WebhookReceiver,
+    office: WebhookReceiver,
+    accounting_seconds: int,
 ) -> Iterator[PatientDeliverer]:
     platform.rows("DELETE FROM invoices")
     services = {
         "accounting": Service.model_validate(
-            {"url": accounting.url("/api"), "headers": {"Authorization": KEY}, "timeout_seconds": 1}
+            {
+                "url": accounting.url("/api"),
+                "headers": {"Authorization": KEY},
+                "timeout_seconds": accounting_seconds,
+            }
         ),
         "office": Service(url=office.url("")),
     }
@@ -146,6 +160,7 @@ def test_effect_is_written_with_its_change_or_not(platform: Platform, deliverer:
 # ---- trouble ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("accounting_seconds", [1])
 def test_trouble_is_tried_again_with_the_same_key_and_body(
     platform: Platform, deliverer: PatientDeliverer, accounting: WebhookReceiver
 ) -> None:

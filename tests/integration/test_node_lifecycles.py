@@ -32,6 +32,7 @@ from models.settings import load_settings
 from tasks import worker
 sys.exit(worker.run(load_settings(), name=sys.argv[1]))
 """
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

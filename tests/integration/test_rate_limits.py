@@ -183,8 +183,8 @@ def test_paused_redis_holds_nobody_up_and_each_process_counts_on(
         # One meets the silence and waits for it to be certain; from then on nobody asks.
         *others, slowest = sorted(seconds for _, seconds in during)
         assert slowest < 5.0
-        assert others[-1] < 1.0
-        assert statistics.median(others) < 0.1
+        assert statistics.median(others) < 0.2
+        assert others[len(others) * 8 // 10] < 0.2, "one in five at most may meet a stall of the machine"
         # What Redis let pass is remembered here: 10 before, so 30 more.
         assert [answer.status for answer, _ in during] == [200] * 30 + [429] * 2
 

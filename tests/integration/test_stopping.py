@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +39,21 @@ from tests.kit.waiting import wait_until
 
 MOST_SECONDS = 60
 """Twice of what is promised: the machine may be busy."""
+_PLAIN = ("-P", "-m", "deploy.cli")
 _WITH_DEADLINE = (
     "import sys; from models.stop_deadline import StopDeadline; "
     "StopDeadline.__init__.__defaults__ = (float(sys.argv.pop(1)),); from deploy.cli import main; main()"
 )
+_WITH_PATIENCE = """
+from tornado.httpclient import AsyncHTTPClient
+fetch = AsyncHTTPClient.fetch
+AsyncHTTPClient.fetch = lambda self, url, **how: fetch(
+    self, url, **{**how, "connect_timeout": 60, "request_timeout": 60}
+)
+from deploy.cli import main
+main()
+"""
+"""Flower gives the broker's API two seconds, in which a busy machine answers late."""
 PASSWORD = "correct horse battery staple"
 pytestmark = pytest.mark.timeout(600)
 
@@ -87,10 +98,9 @@ class Scene:
 
     @contextmanager
     def running(
-        self, *command: str, deadline: float | None = None, settings: Mapping[str, str] = {}
+        self, *command: str, program: Sequence[str] = _PLAIN, settings: Mapping[str, str] = {}
     ) -> Iterator[psutil.Popen]:
         """``waybill …`` as a process; at the end nothing of it is left, whatever happened."""
-        program = ("-P", "-m", "deploy.cli") if deadline is None else ("-c", _WITH_DEADLINE, str(deadline))
         output = self.folder / "output"
         with output.open("a") as stream:
             process = psutil.Popen(
@@ -216,7 +226,7 @@ def worker_with_a_long_job(scene: Scene) -> Iterator[AtWork]:
 def worker_with_an_endless_job(scene: Scene) -> Iterator[AtWork]:
     """The job does not end, so it is given back, and its message too."""
     job = scene.held_ticket()
-    with scene.running("worker", deadline=5) as process:
+    with scene.running("worker", program=("-c", _WITH_DEADLINE, "5")) as process:
         scene.wait_held()
 
         def look() -> None:
@@ -323,7 +333,8 @@ def flower_with_a_slow_page(scene: Scene) -> Iterator[AtWork]:
     with WebhookReceiver() as broker_api:
         depth = [{"name": INTAKE, "messages": 471}]
         broker_api.will(answer(200, json.dumps(depth).encode(), delay_seconds=1.5))
-        with scene.running("flower", settings={"WAYBILL_BROKER_API_URL": broker_api.url("/api/")}) as process:
+        settings = {"WAYBILL_BROKER_API_URL": broker_api.url("/api/")}
+        with scene.running("flower", program=("-c", _WITH_PATIENCE), settings=settings) as process:
             wait_until(lambda: _listens(scene.flower_port), timeout_seconds=90, what="Flower listens")
             client = threading.Thread(target=ask, daemon=True)
             client.start()

@@ -60,7 +60,11 @@ def test_message_that_expired_after_it_was_taken_is_its_job(
     upstream = platform.upstream
     publish = lambda: upstream.publish("entities.create", {"name": "in time"}, expiration="1000")  # noqa: E731
     message_id = take_in_and_crash(platform, tmp_path, publish)
-    wait_until(lambda: broker.unsettled("waybill.intake.expired") == 1, what="expired by the broker")
+    wait_until(
+        lambda: broker.unsettled("waybill.intake.expired") == 1,
+        timeout_seconds=60,
+        what="expired by the broker",
+    )
     platform.start()
 
     reply = upstream.reply(message_id)

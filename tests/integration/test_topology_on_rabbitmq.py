@@ -75,7 +75,7 @@ def test_consumer_of_a_deleted_queue_knows_before_it_is_made_again(
         other.channel().queue_delete(queue)
         declare(other)
         with suppress(TimeoutError):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=60)
     assert told
 
 

@@ -15,8 +15,8 @@ from tests.kit.faulty_link import FaultyLink, Mode, Weather
 from tests.kit.platform import Platform
 from tests.kit.waiting import wait_until
 
-PATIENCE_SECONDS = 40
-_STALLED_SECONDS = 8
+PATIENCE_SECONDS = 90
+_STALLED_SECONDS = 15
 _IMPATIENT = f"""
 import time
 from celery.worker.control import control_command
@@ -28,6 +28,7 @@ def hang(state):
     time.sleep(3600)
 
 """
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_worker_whose_main_loop_hangs_ends_with_its_children_and_tells_where(
@@ -59,10 +60,10 @@ def test_worker_that_waits_for_longer_is_left_alone(
             worker.send_signal(signal.SIGSTOP)
         else:
             link.set(Weather(Mode.RESET))
-        time.sleep(2 * _STALLED_SECONDS)
+        time.sleep(1.5 * _STALLED_SECONDS)
         worker.send_signal(signal.SIGCONT)
         link.heal()
-        time.sleep(1.25 * _STALLED_SECONDS)
+        time.sleep(1.3 * _STALLED_SECONDS)
         assert worker.status() != psutil.STATUS_ZOMBIE
         platform.accept(platform.create())
         wait_until(lambda: all_succeeded(platform), timeout_seconds=PATIENCE_SECONDS)

@@ -76,6 +76,18 @@ def hasty_sender(tls: ssl.SSLContext) -> WebhookSender:
     )
 
 
+@pytest.fixture
+def brisk_sender(tls: ssl.SSLContext) -> WebhookSender:
+    """For answers that must come, though what follows them never ends."""
+    return WebhookSender(
+        version="1.2.3",
+        tls=tls,
+        allow_private=True,
+        resolver=Dns(["127.0.0.1"]),
+        deadline=timedelta(seconds=5),
+    )
+
+
 def send(sender: WebhookSender, url: str, secrets: Sequence[str] = (SECRET,), body: bytes = BODY) -> Answer:
     return sender.send(url, secrets, "evt-1", datetime.now(UTC), body)
 
@@ -362,11 +374,11 @@ def test_slow_receiver_behind_tls_is_held_to_the_deadline_too(
 
 
 def test_receiver_that_trickles_its_body_has_said_yes_and_is_left(
-    receiver: WebhookReceiver, hasty_sender: WebhookSender
+    receiver: WebhookReceiver, brisk_sender: WebhookSender
 ) -> None:
     receiver.will(behave.trickle_body(0.05))
 
-    answer, seconds = timed(lambda: send(hasty_sender, receiver.url()))
+    answer, seconds = timed(lambda: send(brisk_sender, receiver.url()))
 
     assert answer == Answer(200)
     assert seconds < SOON

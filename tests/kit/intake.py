@@ -71,7 +71,10 @@ class IntakePlatform:
     def job_of(self, message_id: str) -> Any:
         """The job of a message; waits for it."""
         where = "id = (SELECT job_id FROM idempotency_keys WHERE key = :key AND door = 'amqp')"
-        return wait_until(lambda: self.jobs(where, key=message_id), what="the job in the ledger")[0]
+        found = wait_until(
+            lambda: self.jobs(where, key=message_id), timeout_seconds=60, what="the job in the ledger"
+        )
+        return found[0]
 
     def named(self, mark: str, count: int) -> list[Any]:
         """The jobs whose name begins with ``mark``, in their order; waits until there are ``count``."""
@@ -114,7 +117,7 @@ def intake_platform(
         upstream = broker.connect()
         platform = IntakePlatform(broker, upstream, container, behind, to_broker, to_database, admin)
         platform.start()
-        wait_until(lambda: is_bound(broker, "waybill.intake"), what="the intake queue")
+        wait_until(lambda: is_bound(broker, "waybill.intake"), timeout_seconds=60, what="the intake queue")
         yield platform
         platform.stop()
         upstream.close()

@@ -156,7 +156,7 @@ class Upstream:
             found = self._get(queue)
             return found if found is not None and which(found) else None
 
-        found = wait_until(taken, what=f"a message in {queue}")
+        found = wait_until(taken, timeout_seconds=60, what=f"a message in {queue}")
         assert found is not None
         return found
 
