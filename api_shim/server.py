@@ -32,6 +32,7 @@ from api_shim.routes.health import Health, ReadinessCheck, SchemaCheck
 from api_shim.routes.jobs import Jobs, own_job, poll_batcher
 from api_shim.routes.metrics import BacklogCollector, EdgeCollector, Metrics, OutboxCollector
 from api_shim.routes.reads import Reads, load_batcher
+from api_shim.routes.refusals import Refusals
 from api_shim.routes.stream import Stream
 from api_shim.routes.writes import Writes, intake_batcher
 from api_shim.web.addresses import Proxies
@@ -41,6 +42,7 @@ from api_shim.web.guarded_server import PATIENCE_SECONDS, GuardedServer
 from api_shim.web.protocol import MAX_MESSAGE_BYTES, GuardedProtocol, GuardedWebSocket
 from api_shim.web.router import Route, Router
 from api_shim.web.threads import Threads
+from models.audit import RefusalTrail
 from models.cache.notices import CacheNotices
 from models.container import Container
 from models.cursor import Cursors
@@ -109,6 +111,7 @@ def build(
     )
     metrics = Metrics(gauges, scrapes, is_multiprocess="PROMETHEUS_MULTIPROC_DIR" in os.environ)
     own = partial(own_job, polls, timedelta(days=container.settings.retention_days))
+    refusals = Refusals(RefusalTrail(database), threads)
     jobs = Jobs(database, ledger, own, threads, waiters, cursors, announcer, registry)
     routes: list[Route] = [
         *Writes(registry, intake, waiters, logins, container.key("idempotency")).routes(),
@@ -125,15 +128,16 @@ def build(
         *jobs.routes(),
         *Events(own, hub.watches, hub.audience, authentication).routes(),
         *Explain(database, own, threads, brokers, look, registry).routes(),
-        *DeadLetterRoutes(database, own, container.redriver, threads, cursors, announcer).routes(),
+        *DeadLetterRoutes(database, own, container.redriver, threads, cursors, announcer, refusals).routes(),
         *CallbackEndpointRoutes(
             database,
             container.endpoints,
             threads,
             cursors,
+            refusals,
             allow_private=container.settings.callback_allow_private,
         ).routes(),
-        *Deliveries(database, container.endpoints, threads, cursors, announcer).routes(),
+        *Deliveries(database, container.endpoints, threads, cursors, announcer, refusals).routes(),
         *Auth(
             database,
             container.sign_in,

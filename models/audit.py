@@ -8,6 +8,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from models.database import Database
+from models.errors import Refusal
+from models.failpoints import Step
 from models.ids import new_id
 from models.job import to_json
 from models.log import MASK, names_a_secret
@@ -98,6 +101,29 @@ class AuditTrail:
             for entry in entries
         ]
         connection.execute(_WRITE, {"rows": to_json(rows).decode()})
+
+
+class RefusalTrail:
+    """Writes down what was refused, each in a transaction of its own: that of the act changed nothing.
+
+    Args:
+        database: Where the trail is.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._trail = AuditTrail()
+
+    def write(self, action: str, subject: str, refusal: Refusal, actor: Actor) -> None:
+        """Record that ``action`` on ``subject`` was refused."""
+        entry = AuditEntry(
+            action=action,
+            subject=subject,
+            outcome=AuditOutcome.REFUSED,
+            error=refusal.problem(actor.request_id),
+        )
+        with self._database.transaction(Step.REFUSE) as connection:
+            self._trail.write(connection, actor, [entry])
 
 
 def _recorded(value: Any) -> Any:

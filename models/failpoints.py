@@ -24,7 +24,7 @@ class Step(StrEnum):
     ACCEPT = "accept"
     CANCEL = "cancel"
     REDRIVE = "redrive"
-    REFUSE_REDRIVE = "refuse-redrive"
+    REFUSE = "refuse"
     """In the audit only: it was refused before it was understood."""
     DISCARD = "discard"
     LOG_IN = "log-in"

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from api_shim.description import words
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.routes.paging import Paging
+from api_shim.routes.refusals import Refusals
 from api_shim.web.body import read_body
 from api_shim.web.http import Request, Response, json_response
 from api_shim.web.router import Answer, Limit, Route
@@ -75,6 +76,7 @@ class CallbackEndpointRoutes:
         endpoints: Keeps them.
         threads: Where the database is asked.
         cursors: Sign the places in the list.
+        refusals: Records what was refused.
         allow_private: Development: http and private addresses may be registered.
     """
 
@@ -84,6 +86,7 @@ class CallbackEndpointRoutes:
         endpoints: CallbackEndpoints,
         threads: Threads,
         cursors: Cursors,
+        refusals: Refusals,
         *,
         allow_private: bool,
     ) -> None:
@@ -91,14 +94,16 @@ class CallbackEndpointRoutes:
         self._endpoints = endpoints
         self._threads = threads
         self._cursors = cursors
+        self._refusals = refusals
         self._allow_private = allow_private
 
     async def register(self, request: Request) -> Response:
         """Keep an endpoint; its secret is told in this answer and never again."""
-        wanted = await read_body(request, NewEndpoint, _MAX_BYTES)
-        check_url(wanted.url, allow_private=self._allow_private)
         secret = new_secret()
-        made = await self._threads.call(self._register, request.principal.id, wanted, secret)
+        async with self._refusals.recorded("endpoint.register", request, _PATH):
+            wanted = await read_body(request, NewEndpoint, _MAX_BYTES)
+            check_url(wanted.url, allow_private=self._allow_private)
+            made = await self._threads.call(self._register, request.principal.id, wanted, secret)
         location = (b"location", f"{_PATH}/{made.id}".encode())
         return json_response(201, {**made.document(), "secret": secret}, (location, NO_STORE))
 
@@ -111,14 +116,16 @@ class CallbackEndpointRoutes:
 
     async def rotate(self, request: Request) -> Response:
         """A new secret, told in this answer and never again; for a day the old one signs beside it."""
-        identifier = endpoint_id(request)
         secret = new_secret()
-        rotated = await self._threads.call(self._rotate, request.principal.id, identifier, secret)
+        async with self._refusals.recorded("endpoint.rotate", request):
+            identifier = endpoint_id(request)
+            rotated = await self._threads.call(self._rotate, request.principal.id, identifier, secret)
         return json_response(200, {**rotated.document(), "secret": secret}, (NO_STORE,))
 
     async def remove(self, request: Request) -> Response:
         """Forget an endpoint: nothing more is sent to it."""
-        await self._threads.call(self._remove, request.principal.id, endpoint_id(request))
+        async with self._refusals.recorded("endpoint.remove", request):
+            await self._threads.call(self._remove, request.principal.id, endpoint_id(request))
         return Response(204)
 
     # ---- in a thread ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from api_shim.routes import outcomes
 from api_shim.routes.jobs import OwnJob
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.routes.paging import Paging
+from api_shim.routes.refusals import Refusals, actor_of
 from api_shim.web import query
 from api_shim.web.body import read_body
 from api_shim.web.http import Request, Response, json_response
@@ -23,8 +24,8 @@ from models.cursor import Cursors
 from models.database import Database
 from models.dead_letters.judging import Prospect
 from models.dead_letters.letters import DeadLetter, DeadLetterQuery, DeadLetters, LetterGroup
+from models.dead_letters.redriving import REDRIVE, RedriveOrder, Redriver
 from models.dead_letters.redriving import Answer as Redriven
-from models.dead_letters.redriving import RedriveOrder, Redriver
 from models.errors import Forbidden, Invalid, Refusal
 from models.job import Job, Operation, Priority
 from models.schema import Schema, UtcTime
@@ -100,6 +101,7 @@ class DeadLetterRoutes:
         threads: Where the database is asked.
         cursors: Sign the places in a list.
         announcer: Told of redriven jobs.
+        refusals: Records what was refused before it was understood.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class DeadLetterRoutes:
         threads: Threads,
         cursors: Cursors,
         announcer: JobAnnouncer,
+        refusals: Refusals,
     ) -> None:
         self._database = database
         self._own = own
@@ -117,6 +120,7 @@ class DeadLetterRoutes:
         self._threads = threads
         self._cursors = cursors
         self._announcer = announcer
+        self._refusals = refusals
         self._letters = DeadLetters()
 
     # ---- looking -------------------------------------------------------------------------
@@ -156,16 +160,11 @@ class DeadLetterRoutes:
 
     async def redrive(self, request: Request) -> Response:
         """202 with the job of the new generation; 200 with what a dry run foresees."""
-        actor = _actor(request)
-        named = request.parameters["id"]
-        subject = named if named.isprintable() else "(no id)"
-        try:
+        async with self._refusals.recorded(REDRIVE, request):
             job = await self._own(request)
             _check_admin(request)
             asked = await read_body(request, RedriveRequest, _MAX_BYTES)
-        except Refusal as refused:
-            await self._threads.call(self._redriver.refused, subject, refused, actor)
-            raise
+        actor = actor_of(request)
         answer = await self._threads.call(self._redriver.redrive_one, job.id, _order(asked), actor)
         if isinstance(answer, Prospect):
             return json_response(200, answer.document(request.id), (NO_STORE,))
@@ -174,18 +173,14 @@ class DeadLetterRoutes:
 
     async def redrive_many(self, request: Request) -> Response:
         """The same for many, each with an answer of its own, in the order in which they are redriven."""
-        actor = _actor(request)
-        try:
+        async with self._refusals.recorded(REDRIVE, request, "dead-letters"):
             _check_admin(request)
             asked = await read_body(request, RedriveManyRequest, _MAX_BYTES)
             if (asked.ids is None) == (asked.filter is None):
                 raise Invalid("Give either ids or a filter")
             if asked.ids is not None and len(set(asked.ids)) != len(asked.ids):
                 raise Invalid("An id is given more than once")
-        except Refusal as refused:
-            await self._threads.call(self._redriver.refused, "dead-letters", refused, actor)
-            raise
-        answers, remaining = await self._threads.call(self._redrive_many, asked, actor)
+        answers, remaining = await self._threads.call(self._redrive_many, asked, actor_of(request))
         self._announce(answers)
         document: dict[str, Any] = {
             "jobs": [_told(place, answer, request.id) for place, answer in enumerate(answers)]
@@ -282,10 +277,6 @@ _FILTERS = (
 def _check_admin(request: Request) -> None:
     if not request.principal.is_admin:
         raise Forbidden("Dead letters are for admins")
-
-
-def _actor(request: Request) -> Actor:
-    return Actor(request.principal.id, request.principal.email, request.id)
 
 
 def _order(asked: RedriveRequest) -> RedriveOrder:

@@ -11,6 +11,7 @@ from api_shim.description import words
 from api_shim.routes.callback_endpoints import endpoint_id
 from api_shim.routes.outcomes import BASE, NO_STORE
 from api_shim.routes.paging import Paging
+from api_shim.routes.refusals import Refusals
 from api_shim.web import query
 from api_shim.web.body import parse_body
 from api_shim.web.http import JSON, Request, Response, json_response
@@ -72,6 +73,7 @@ class Deliveries:
         threads: Where the database is asked.
         cursors: Sign the places in the list.
         announcer: Told of what is to be sent again.
+        refusals: Records what was refused.
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class Deliveries:
         threads: Threads,
         cursors: Cursors,
         announcer: JobAnnouncer,
+        refusals: Refusals,
     ) -> None:
         self._database = database
         self._endpoints = endpoints
         self._threads = threads
         self._cursors = cursors
         self._announcer = announcer
+        self._refusals = refusals
         self._log = DeliveryLog()
 
     async def page(self, request: Request) -> Response:
@@ -101,17 +105,20 @@ class Deliveries:
 
     async def resend(self, request: Request) -> Response:
         """Send a callback once more, under its ``webhook-id``."""
-        identifier = parse_id(request.parameters["id"])
-        if identifier is None:
-            raise NotFound("There is no such delivery")
-        renewed = await self._threads.call(self._resend, request.principal.id, identifier)
+        async with self._refusals.recorded("delivery.resend", request):
+            identifier = parse_id(request.parameters["id"])
+            if identifier is None:
+                raise NotFound("There is no such delivery")
+            renewed = await self._threads.call(self._resend, request.principal.id, identifier)
         self._announcer.deliveries([renewed.id])
         return json_response(202, renewed.document(), (NO_STORE,))
 
     async def recover(self, request: Request) -> Response:
         """Enable the endpoint if need be, and send what failed or was missed since then."""
-        since = await _since(request)
-        count = await self._threads.call(self._recover, request.principal.id, endpoint_id(request), since)
+        owner = request.principal.id
+        async with self._refusals.recorded("endpoint.recover", request):
+            since = await _since(request)
+            count = await self._threads.call(self._recover, owner, endpoint_id(request), since)
         return json_response(202, {"recovered": count}, (NO_STORE,))
 
     # ---- in a thread ---------------------------------------------------------------------

@@ -94,17 +94,6 @@ class Redriver:
             raise answer
         return answer
 
-    def refused(self, subject: str, refusal: Refusal, actor: Actor, *, action: str = REDRIVE) -> None:
-        """Record an act that was refused before it was understood."""
-        entry = AuditEntry(
-            action=action,
-            subject=subject,
-            outcome=AuditOutcome.REFUSED,
-            error=refusal.problem(actor.request_id),
-        )
-        with self._database.transaction(Step.REFUSE_REDRIVE) as connection:
-            self._audit.write(connection, actor, [entry])
-
     def discard(self, job_ids: Sequence[UUID], reason: str, actor: Actor) -> list[UUID]:
         """Put dead letters away for good, and tell that they are resolved; which were put away."""
         with self._database.transaction(Step.DISCARD) as connection:

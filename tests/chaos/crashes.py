@@ -18,7 +18,7 @@ WHO: tuple[tuple[Step, ...], ...] = (
     ),
     # the API
     (
-        *(Step.ACCEPT, Step.ANNOUNCE_JOBS, Step.CANCEL, Step.REDRIVE, Step.REFUSE_REDRIVE),
+        *(Step.ACCEPT, Step.ANNOUNCE_JOBS, Step.CANCEL, Step.REDRIVE, Step.REFUSE),
         *(Step.LOG_IN, Step.COUNT_FAILED_LOG_IN, Step.REFRESH, Step.LOG_OUT),
         *(Step.ENROLL_MFA, Step.CONFIRM_MFA, Step.REGISTER_ENDPOINT, Step.ROTATE_ENDPOINT),
         *(Step.REMOVE_ENDPOINT, Step.RESEND, Step.RECOVER),

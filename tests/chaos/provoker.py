@@ -95,7 +95,7 @@ class Provoker:
         self._acts: dict[Step, Callable[[], object]] = {
             Step.CANCEL: self._cancel,
             Step.REDRIVE: self._redrive,
-            Step.REFUSE_REDRIVE: self._refused_redrive,
+            Step.REFUSE: self._refused_redrive,
             Step.DISCARD: self._discard,
             Step.LOG_IN: self._come_and_go,
             Step.COUNT_FAILED_LOG_IN: self._fail_to_log_in,

@@ -235,6 +235,28 @@ def test_what_is_not_yours_is_404_and_left_as_it_is(api: Api, method: str, path:
     answer = api.request(method, path.format(**named), role=role)
     assert (answer.status, answer.json["error"]) == (404, "NotFound")
     assert snapshot(api) == before
+    on_record = rows(
+        api,
+        "SELECT action, subject, outcome, error ->> 'status' FROM audit WHERE request_id = :request",
+        request=answer.headers["x-request-id"],
+    )
+    act = {"rotate": "endpoint.rotate", "recover": "endpoint.recover", "resend": "delivery.resend"}.get(
+        path.rpartition("/")[2], "endpoint.remove"
+    )
+    subject = named["delivery" if act == "delivery.resend" else "endpoint"]
+    assert on_record == ([] if method == "GET" else [(act, subject, "refused", "404")])
+
+
+def test_endpoint_that_is_refused_is_on_record_without_its_url(api: Api) -> None:
+    answer = api.request("POST", ENDPOINTS, json_body={"url": "https://s3cret@127.0.0.1/"})
+    assert answer.status == 400
+    (entry,) = rows(
+        api,
+        "SELECT action, subject, CAST(to_jsonb(audit) AS text) FROM audit WHERE request_id = :request",
+        request=answer.headers["x-request-id"],
+    )
+    assert entry[:2] == ("endpoint.register", ENDPOINTS)
+    assert "s3cret" not in entry[2]
 
 
 def test_replies_and_events_are_not_resent_by_their_id(api: Api) -> None:
