@@ -102,5 +102,5 @@ def ignore_signals() -> None:
     The interpreter puts its handlers back to the default before it is gone, and a signal that came then
     would be the exit status.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -150,8 +150,10 @@ class CallbackCourier:
         if delivery.endpoint_id is None:
             return
         reason = decision.reason if isinstance(decision, DisableEndpoint) else None
-        if isinstance(decision, GiveUp) and self._endpoints.has_lost_patience(
-            connection, delivery.endpoint_id
+        if (
+            isinstance(decision, GiveUp)
+            and not decision.is_ours
+            and self._endpoints.has_lost_patience(connection, delivery.endpoint_id)
         ):
             reason = f"nothing was delivered for days; the last attempt: {decision.reason}"
         if reason is None:

@@ -36,6 +36,9 @@ NO_ROOM_REST = timedelta(seconds=5)
 """How long deliveries rest that found too many before them."""
 OUR_FAULT_REST = timedelta(minutes=1)
 """How long a delivery rests that something of ours keeps from being sent."""
+OUR_PATIENCE = 2 * MAX_AGE
+"""The age at which a callback is given up that something of ours keeps from being sent; beyond the one to
+which it may have waited for its receiver."""
 _DEEPEST_FRAMES = 3
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _EXPIRED = "given up: its time ran out while its receiver was not asked"
@@ -219,8 +222,8 @@ class Sending:
     def _wait_for_us(self, delivery: Delivery, fault: NotNow) -> None:
         """Put off what something of ours keeps from being sent; give it up where its patience has ended."""
         _log.error("a delivery waits for us", extra={"kind": delivery.kind, "reason": str(fault)})
-        if delivery.age >= (self._couriers[delivery.kind].patience(delivery) or MAX_AGE):
-            self._give_up(delivery, GiveUp(f"given up: {fault}"), None)
+        if delivery.age >= (self._couriers[delivery.kind].patience(delivery) or OUR_PATIENCE):
+            self._give_up(delivery, GiveUp(f"given up: {fault}", is_ours=True), None)
             return
         with self._database.transaction(Step.PUT_OFF_OURS) as connection:
             self._outbox.park(connection, [delivery], self._soon(connection, OUR_FAULT_REST))

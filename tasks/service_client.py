@@ -11,6 +11,7 @@ from threading import Timer
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
 
 from models.deliveries.delivery_policy import Answer
 from models.effects import ServiceCall
@@ -58,17 +59,27 @@ class _Plain(HTTPConnection):
     deadline: _Deadline
 
     def _new_conn(self) -> socket.socket:
-        """As urllib3 has it, which asks once more for what is known by then."""
-        ask = partial(socket.getaddrinfo, self.host, self.port, type=socket.SOCK_STREAM)
+        """To the first address that takes one, as urllib3 has it; the look-up has the time of one too."""
+        ask = partial(socket.getaddrinfo, self._dns_host, self.port, type=socket.SOCK_STREAM)
         try:
-            look_up(ask, self.timeout or 0)
+            found = look_up(ask, self.timeout or 0)
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "its name could not be looked up in time") from error
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except (OSError, UnicodeError) as error:
             raise NewConnectionError(self, "its name could not be looked up") from error
-        return super()._new_conn()
+        failure = OSError("no address")
+        for *_, address in found:
+            try:
+                return create_connection(
+                    (str(address[0]), self.port), self.timeout, self.source_address, self.socket_options
+                )
+            except OSError as error:
+                failure = error
+        if isinstance(failure, TimeoutError):
+            raise ConnectTimeoutError(self, "no connection in time") from failure
+        raise NewConnectionError(self, "no connection") from failure
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 does
         """As urllib3 has it.

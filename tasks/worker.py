@@ -69,6 +69,7 @@ def run(
         pruner.start()
 
     signals.worker_ready.connect(start_beside, weak=False)
+    signals.worker_process_init.connect(_leave_hang_up_to_the_parent, weak=False)
     signals.setup_logging.connect(_keep_our_logging, weak=False)
     is_first = partial(deadline.begin, pruner.begin_to_stop, sweeper.begin_to_stop)
     worker = _warm_worker(app, is_first)(
@@ -89,6 +90,11 @@ def run(
     sweeper.stop()
     ignore_signals()
     return int(worker.exitcode or 0)
+
+
+def _leave_hang_up_to_the_parent(**_: Any) -> None:
+    """A terminal that goes away tells all of them; a pool process is to finish its task, as at SIGTERM."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def check_schema(settings: Settings) -> None:

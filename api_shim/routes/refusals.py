@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from api_shim.web.http import Request
 from api_shim.web.threads import Threads
 from models.audit import Actor, RefusalTrail
-from models.errors import Refusal
+from models.errors import Refusal, Unavailable
 
 _NO_ID = "(no id)"
 
@@ -34,6 +34,8 @@ class Refusals:
         """
         try:
             yield
+        except Unavailable:  # nobody has judged it; and where there is no room, this would take some
+            raise
         except Refusal as refusal:
             named = request.parameters.get("id", subject)
             printable = named if named.isprintable() else _NO_ID

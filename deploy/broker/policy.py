@@ -37,7 +37,7 @@ ANY_TOPIC = ".*"
 """What a user without topic permissions may publish."""
 RIGHTS = ("configure", "write", "read")
 _UPSTREAM = "upstream"
-_SIZES = ("max-length", "max-length-bytes")
+_NUMBERS = ("max-length", "max-length-bytes", "message-ttl", "expires", "delivery-limit")
 _OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 
 
@@ -77,11 +77,11 @@ class _Limit(_Strict):
     @classmethod
     def _known_to_rabbitmq(cls, definition: dict[str, int | str]) -> dict[str, int | str]:
         for key, value in definition.items():
-            if key in _SIZES:
+            if key in _NUMBERS:
                 if isinstance(value, str) or value < 0:
                     raise ValueError(f"{key} must be a number from 0 on")
             elif key != "overflow":
-                raise ValueError(f"may have {', '.join(_SIZES)} and overflow, not {key!r}")
+                raise ValueError(f"may have {', '.join(_NUMBERS)} and overflow, not {key!r}")
             elif value not in _OVERFLOWS:
                 raise ValueError(f"overflow must be one of {', '.join(_OVERFLOWS)}")
         return definition

@@ -84,9 +84,14 @@ class RetryIn:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Failed for good; ``reason`` is one line for the endpoint's owner."""
+    """Failed for good; ``reason`` is one line for the endpoint's owner.
+
+    Attributes:
+        is_ours: The receiver had no part in it.
+    """
 
     reason: str
+    is_ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)

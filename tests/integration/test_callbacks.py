@@ -412,8 +412,13 @@ def test_rotation_mends_a_secret_that_cannot_be_opened(
 def test_callback_whose_secret_cannot_be_opened_for_days_is_given_up_and_can_be_recovered(
     platform: Platform, deliverer: PatientDeliverer, locked_out: Endpoint
 ) -> None:
-    platform.rows("UPDATE deliveries SET created_at = now() - interval '73 hours'")
-    deliverer.deliver(ids(platform))
+    platform.rows("UPDATE callback_endpoints SET failing_since = now() - interval '7 days'")
+    for days, state in ((5, "pending"), (7, "failed")):
+        platform.rows(f"UPDATE deliveries SET created_at = now() - interval '{days} days'")  # noqa: S608
+        make_due(platform)
+        deliverer.deliver(ids(platform))
+        assert one_row(platform).state == state
+    assert platform.rows("SELECT disabled FROM callback_endpoints") == [(False,)], "it has no part in it"
     row = one_row(platform)
     assert (row.state, row.announce_at) == ("failed", None)
     assert "given up" in row.error

@@ -298,7 +298,9 @@ _STANDS_STILL = """
 import time
 from uvicorn import Config
 from api_shim.web.guarded_server import GuardedServer
+from models import stop_deadline
 from models.stop_deadline import StopDeadline
+stop_deadline._SPARE_SECONDS = 5
 
 async def app(scope, receive, send):
     print("here", flush=True)

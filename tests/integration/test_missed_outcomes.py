@@ -174,8 +174,16 @@ def test_those_who_sweep_at_once_make_up_for_an_outcome_once(
     assert told(platform) == missed
 
 
-def walked(missed: MissedOutcomes) -> list[UUID]:
-    """Where a walk is after each of its steps."""
+def walked(platform: Platform, missed: MissedOutcomes) -> list[UUID]:
+    """Where a walk is after each of its steps; it begins once nobody older is at work on the server."""
+    wait_until(
+        lambda: platform.rows(
+            "SELECT 1 FROM callback_endpoints WHERE awaited_xid IS NULL"
+            " OR awaited_xid <= CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)"
+        ),
+        timeout_seconds=60,
+        what="older transactions end",
+    )
     places = []
     while missed.make_up():
         (walk,) = missed._walks.values()
@@ -195,11 +203,11 @@ def test_walk_goes_on_where_it_was_and_twice_through_all(
     monkeypatch.setattr(missed_outcomes, "LOOKED_AT", 3)
     walker = MissedOutcomes(platform.database)
 
-    assert walked(walker) == after[2::2]
+    assert walked(platform, walker) == after[2::2]
     assert told(platform) == [*before, *missed]
     assert owes(platform)
     platform.rows("DELETE FROM deliveries WHERE job_id = ANY(:missed)", missed=missed[:1])
-    assert walked(walker) == after[2::2]
+    assert walked(platform, walker) == after[2::2]
     assert sorted(told(platform)) == sorted([*before, *missed])
     assert not owes(platform)
 
@@ -211,16 +219,16 @@ def test_step_that_is_not_committed_is_taken_again(
     missed = outcomes(platform, 5)
     recover(platform, endpoint)
     walker = MissedOutcomes(platform.database)
-    assert walked(walker) == []
+    assert walked(platform, walker) == []
     platform.rows("DELETE FROM deliveries")  # as if they had come to light only now
     monkeypatch.setattr(missed_outcomes, "LOOKED_AT", 3)
-    walker.make_up()
+    wait_until(walker.make_up, timeout_seconds=60, what="older transactions end")
     with monkeypatch.context() as failing:
         failing.setattr(platform.database, "transaction", uncommitted(platform.database))
         with pytest.raises(Contention):
             walker.make_up()
 
-    assert walked(walker) == missed[4:]
+    assert walked(platform, walker) == missed[4:]
     assert told(platform) == missed
     assert not owes(platform)
 

@@ -173,6 +173,12 @@ def test_signal_while_the_handler_of_another_holds_a_lock_does_not_hang_the_work
     with running_worker(platform, broker_url, log, _INTERRUPTED) as worker:
         platform.accept(platform.create())
         wait_until(lambda: all_succeeded(platform), timeout_seconds=90)
+        children = worker.children()
+        for child in children:
+            child.send_signal(signal.SIGHUP)  # as a terminal that goes away does, to all of them
+        platform.accept(platform.create())
+        wait_until(lambda: all_succeeded(platform), timeout_seconds=90)
+        assert worker.children() == children
         worker.send_signal(number)
         assert worker.wait(timeout=60) == 0
     assert log.read_text().count("told") == 1
