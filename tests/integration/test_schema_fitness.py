@@ -228,6 +228,7 @@ def test_check_and_doctor_tell_of_what_is_to_run_and_of_invalid_indexes(
     assert findings == [
         ("schema", True, "current, 1 to contract once no older version runs", ""),
         ("index", False, "idx_half_built is INVALID: its building was cut short", "run waybill migrate"),
+        ("breakers", True, "all closed", ""),
     ]
     assert checked.returncode == 1
     assert "index idx_half_built is INVALID" in checked.stderr

@@ -160,6 +160,7 @@ class Interrupted:
     def __exit__(self, *_):
         self._lock.release()
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may be below nohup
 worker_shutting_down.connect(lambda **_: print("told"), weak=False)
 worker_shutting_down.lock = Interrupted()
 """
