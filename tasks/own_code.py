@@ -14,8 +14,9 @@ LIMIT_SECONDS = 75.0
 def bounded() -> Iterator[None]:
     """Let what is inside take :data:`LIMIT_SECONDS`; then the kernel ends this process by SIGALRM.
 
-    So it is in the pool processes of Celery, each of which does one thing at a time, and whose death is
-    witnessed as any other. Elsewhere nothing is bounded: the end would be that of others too.
+    So it is in the pool processes of Celery, each of which applies one batch at a time, and whose death is
+    witnessed as any other; sends under way there are repeated under their id. Elsewhere nothing is bounded:
+    the end would be that of an API, or of other batches, too.
     """
     if current_process().name == "MainProcess":
         yield

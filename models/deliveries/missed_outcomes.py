@@ -34,6 +34,7 @@ _AT_MOST = timedelta(seconds=2)
 """How long a recovery looks for what was missed; who asked for it waits."""
 
 _LEAD = timedelta(hours=1)
+"""By how much a job may be older than what was missed of it, to be found by a recovery at once."""
 
 SPREAD = timedelta(seconds=10)
 """Over how long what a step writes is spread, so that the receiver is not hit by all of it at once."""
